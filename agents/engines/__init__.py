@@ -1,0 +1,1 @@
+"""Thin adapters from agents' protocols to models; heavy imports happen in setup()."""

@@ -1,0 +1,1 @@
+"""Scores for masks, answers and descriptions."""

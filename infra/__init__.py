@@ -1,0 +1,1 @@
+"""Where things run and rest: video decoding, weights, lake, Ray pool, synthetic clips."""

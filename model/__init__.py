@@ -1,0 +1,1 @@
+"""The video language model trained on the shards."""

@@ -1,0 +1,42 @@
+"""Jobs: what each agent is handed for one clip. The analyzer is handed the `Clip` itself."""
+
+from schemas.caption import CaptionSet
+from schemas.clip import Clip
+from schemas.mention import MentionSet
+from schemas.record import Record
+from schemas.track import TrackSet
+from schemas.verdict import VerdictSet
+
+
+class SegmenterJob(Record):
+    """A clip and the nouns to find in it."""
+
+    clip: Clip
+    mentions: MentionSet
+
+
+class AnnotatorJob(Record):
+    """A clip and the tracks to describe (an annotator that needs tracks)."""
+
+    clip: Clip
+    mentions: MentionSet
+    tracks: TrackSet
+
+
+class ReviewerJob(Record):
+    """A clip, its tracks, and the texts to hold against them."""
+
+    clip: Clip
+    mentions: MentionSet
+    tracks: TrackSet
+    captions: CaptionSet
+
+
+class RefinerJob(Record):
+    """Everything known of a clip, with the verdicts."""
+
+    clip: Clip
+    mentions: MentionSet
+    tracks: TrackSet
+    captions: CaptionSet
+    verdicts: VerdictSet

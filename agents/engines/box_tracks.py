@@ -1,0 +1,327 @@
+"""Detections of single frames joined into tracks of boxes, by overlap, appearance and optical flow."""
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from agents.assignment import FORBIDDEN, best_assignment
+from agents.base import Detection, Frames, Image
+from agents.engines.flow_field import FlowField
+from schemas.record import BoxXyxyPx, Record, Share
+
+Histogram = npt.NDArray[np.float32]
+"""(256,), summing to 1: hue, saturation and value of a box's inner part."""
+
+_HISTOGRAM_BINS = (16, 4, 4)
+_DETECTION_TRUST = 0.7
+_INNER_SHARE = 0.6
+_NEAR_DIAGONALS = 0.75
+
+
+class BoxTrackConfig(Record):
+    """How detections become tracks.
+
+    `start_score`: a detection below it may keep a track alive but not begin one (as in ByteTrack, Zhang et al. 2022).
+    `min_iou`: least overlap of a predicted box with the detection that continues it.
+    `min_likeness`: least histogram intersection of a track found again, or of one carried on by flow alone.
+    `min_confidence`: a track without detections is lost where less than this share of its points flows there and back.
+    `max_missed`: detection frames in a row that a track may pass without support before it is lost.
+    `max_tail`: how many of them are kept before the first and after the last detection of a run, where nothing tells
+    whether the object is still there.
+    `max_lost_s`: how long a lost track may wait to be found again.
+    `max_bridge_s`: where flow did not lead from one detection to the next, boxes in between are interpolated over at
+    most this long.
+    `occluded_iou`: an unsupported track whose box overlaps a supported one's more than this is taken to be behind it;
+    a detection there begins no track.
+    """
+
+    start_score: Share = 0.4
+    min_iou: Share = 0.25
+    min_likeness: Share = 0.45
+    min_confidence: Share = 0.5
+    max_missed: int = Field(default=4, ge=0)
+    max_tail: int = Field(default=1, ge=0)
+    max_lost_s: float = Field(default=2.0, ge=0)
+    max_bridge_s: float = Field(default=0.6, ge=0)
+    occluded_iou: Share = 0.4
+
+
+@dataclass
+class BoxTrack:
+    """One object's boxes. A frame is missing from `boxes` where the object is out of sight.
+
+    `support` holds the detections that the track was built from, `flow_iou` how much the box that flow predicted
+    overlapped each; `histogram` is the running mean of its appearance.
+    """
+
+    detector_class: str
+    histogram: Histogram
+    boxes: dict[int, BoxXyxyPx] = field(default_factory=dict)
+    support: dict[int, Detection] = field(default_factory=dict)
+    flow_iou: dict[int, float] = field(default_factory=dict)
+    missed: int = 0
+    lost_at: int | None = None
+
+    @property
+    def score(self) -> float:
+        """Mean score of the supporting detections."""
+        return float(np.mean([detection.score for detection in self.support.values()]))
+
+    @property
+    def best_score(self) -> float:
+        """Mean score of the three best detections: many weak ones beside them say nothing against an object."""
+        return float(np.mean(sorted((detection.score for detection in self.support.values()), reverse=True)[:3]))
+
+    def accept(self, frame: int, detection: Detection, box_xyxy_px: BoxXyxyPx, histogram: Histogram) -> None:
+        """Continue with a detection; `box_xyxy_px` is where the object is taken to be."""
+        self.flow_iou[frame] = box_iou(self.boxes[frame], detection.box_xyxy_px) if frame in self.boxes else 0.0
+        self.boxes[frame] = box_xyxy_px
+        self.support[frame] = detection
+        self.histogram = self.histogram * 0.8 + histogram * 0.2
+        self.missed, self.lost_at = 0, None
+
+
+class BoxLinker:
+    """Runs once over a clip's frames; frames and flow share one size, times are in seconds."""
+
+    def __init__(self, frames: Frames, times_s: Sequence[float], flow: FlowField, config: BoxTrackConfig) -> None:
+        self._frames, self._times_s, self._flow, self._config = frames, times_s, flow, config
+
+    def link(self, detections: Mapping[int, Sequence[Detection]]) -> list[BoxTrack]:
+        """Tracks of the detections of some frames (an empty sequence: looked, found none), in order of their start.
+
+        Forward: active tracks follow the flow and take the detections that fit best, then lost tracks of like
+        appearance are found again, then good detections left over begin tracks. Backward: each track is followed by
+        flow from where it was first seen or found again. A track's last frames have flow only, for as long as
+        `BoxTrackConfig` allows.
+        """
+        tracks: list[BoxTrack] = []
+        for frame in range(len(self._frames)):
+            if frame:
+                self._advance(tracks, frame)
+            if frame in detections:
+                self._match(tracks, frame, detections[frame])
+                self._drop_unsupported(tracks, frame)
+        for track in tracks:
+            self._bridge(track)
+            self._extend_back(track, tracks, detections.keys())
+            self._trim(track, detections.keys())
+        return tracks
+
+    def _advance(self, tracks: Sequence[BoxTrack], frame: int) -> None:
+        for track in tracks:
+            if track.lost_at is None:
+                box = self._follow(track, frame - 1, frame)
+                if box is None:
+                    track.lost_at = frame
+                else:
+                    track.boxes[frame] = box
+
+    def _follow(self, track: BoxTrack, source: int, target: int) -> BoxXyxyPx | None:
+        """The track's box carried to the neighbouring frame, None where it leaves the image or the flow fails.
+
+        A supported frame may always be left by one step; farther on the picture must stay like the object.
+        """
+        predicted = self._flow.predict_box(track.boxes[source], source, target)
+        if not _is_inside(predicted.box_xyxy_px, self._flow.height_px, self._flow.width_px):
+            return None
+        if source in track.support:
+            return predicted.box_xyxy_px
+        likeness = intersection(track.histogram, histogram_of(self._frames[target], predicted.box_xyxy_px))
+        if predicted.confidence < self._config.min_confidence or likeness < self._config.min_likeness:
+            return None
+        return predicted.box_xyxy_px
+
+    def _match(self, tracks: list[BoxTrack], frame: int, detections: Sequence[Detection]) -> None:
+        histograms = [histogram_of(self._frames[frame], item.box_xyxy_px) for item in detections]
+        left = list(range(len(detections)))
+        for waiting in (
+            [track for track in tracks if track.lost_at is None],
+            [track for track in tracks if track.lost_at is not None and self._may_return(track, frame)],
+        ):
+            scores = np.full((len(waiting), len(left)), FORBIDDEN)
+            for row, track in enumerate(waiting):
+                for column, index in enumerate(left):
+                    scores[row, column] = self._fit(track, frame, detections[index], histograms[index])
+            chosen = best_assignment(scores)
+            for track, taken in zip(waiting, chosen, strict=True):
+                if taken is not None:
+                    index = left[taken]
+                    box = self._fused(track.boxes.get(frame), detections[index].box_xyxy_px)
+                    track.accept(frame, detections[index], box, histograms[index])
+            taken_columns = {column for column in chosen if column is not None}
+            left = [index for column, index in enumerate(left) if column not in taken_columns]
+        for index in left:
+            if detections[index].score >= self._config.start_score and not self._is_doubled(
+                detections[index], frame, tracks
+            ):
+                track = BoxTrack(detections[index].detector_class, histograms[index])
+                track.accept(frame, detections[index], detections[index].box_xyxy_px, histograms[index])
+                tracks.append(track)
+
+    def _fit(self, track: BoxTrack, frame: int, detection: Detection, histogram: Histogram) -> float:
+        """How well a detection continues a track: overlap, likeness and score, or FORBIDDEN."""
+        if detection.detector_class != track.detector_class:
+            return FORBIDDEN
+        likeness = intersection(track.histogram, histogram)
+        if track.lost_at is None:
+            overlap = box_iou(track.boxes[frame], detection.box_xyxy_px)
+            expected = self._expected_box(track, frame)
+            overlap = max(overlap, box_iou(expected, detection.box_xyxy_px))
+            near = _distance(track.boxes[frame], detection.box_xyxy_px) < _NEAR_DIAGONALS
+            if overlap < self._config.min_iou and not (near and likeness >= self._config.min_likeness):
+                return FORBIDDEN
+            return overlap + 0.5 * likeness + 0.2 * detection.score
+        gap_s = self._times_s[frame] - self._times_s[max(track.boxes)]
+        reach = 0.75 + gap_s
+        last = track.boxes[max(track.boxes)]
+        distance = min(_distance(box, detection.box_xyxy_px) for box in (self._expected_box(track, frame), last))
+        if likeness < self._config.min_likeness or distance > reach:
+            return FORBIDDEN
+        return likeness - 0.5 * distance / reach + 0.2 * detection.score
+
+    def _fused(self, predicted: BoxXyxyPx | None, detected: BoxXyxyPx) -> BoxXyxyPx:
+        """Detectors jitter and flow drifts: a mean of both, nearer the detection; a prediction far off is dropped."""
+        if predicted is None or box_iou(predicted, detected) < 0.5:
+            return detected
+        return _mixed(predicted, detected, _DETECTION_TRUST)
+
+    def _may_return(self, track: BoxTrack, frame: int) -> bool:
+        return self._times_s[frame] - self._times_s[max(track.boxes)] <= self._config.max_lost_s
+
+    def _expected_box(self, track: BoxTrack, frame: int) -> BoxXyxyPx:
+        """Where a lost track would be had it gone on as over its last five supported frames."""
+        seen = sorted(track.support)[-5:]
+        last = track.boxes[seen[-1]]
+        passed_s = self._times_s[seen[-1]] - self._times_s[seen[0]]
+        if passed_s <= 0:
+            return last
+        first = track.boxes[seen[0]]
+        ahead = (self._times_s[frame] - self._times_s[seen[-1]]) / passed_s
+        dx = ((last[0] + last[2]) - (first[0] + first[2])) / 2 * ahead
+        dy = ((last[1] + last[3]) - (first[1] + first[3])) / 2 * ahead
+        return (last[0] + dx, last[1] + dy, last[2] + dx, last[3] + dy)
+
+    def _drop_unsupported(self, tracks: Sequence[BoxTrack], frame: int) -> None:
+        for track in tracks:
+            if track.lost_at is not None or frame in track.support:
+                continue
+            track.missed += 1
+            if track.missed > self._config.max_missed or self._is_behind(track, frame, tracks):
+                track.lost_at = frame
+                del track.boxes[frame]
+
+    def _is_doubled(self, detection: Detection, frame: int, tracks: Sequence[BoxTrack]) -> bool:
+        """Whether a supported track is at the same place: a second box of it, or an object half hidden by it."""
+        return any(
+            frame in track.support
+            and track.detector_class == detection.detector_class
+            and box_iou(track.boxes[frame], detection.box_xyxy_px) > self._config.occluded_iou
+            for track in tracks
+        )
+
+    def _is_behind(self, track: BoxTrack, frame: int, tracks: Sequence[BoxTrack]) -> bool:
+        return any(
+            frame in other.support
+            and other.detector_class == track.detector_class
+            and box_iou(other.boxes[frame], track.boxes[frame]) > self._config.occluded_iou
+            for other in tracks
+            if other is not track
+        )
+
+    def _extend_back(self, track: BoxTrack, tracks: Sequence[BoxTrack], looked: Collection[int]) -> None:
+        for start in sorted(frame for frame in track.support if frame - 1 not in track.boxes):
+            frame, missed = start, 0
+            while frame > 0 and frame - 1 not in track.boxes:
+                box = self._follow(track, frame, frame - 1)
+                if box is None:
+                    break
+                frame -= 1
+                track.boxes[frame] = box
+                missed += frame in looked
+                if missed > self._config.max_tail or self._is_behind(track, frame, tracks):
+                    del track.boxes[frame]
+                    break
+
+    def _bridge(self, track: BoxTrack) -> None:
+        """Interpolate between two detections that flow did not join: a small object faster than flow can follow."""
+        seen = sorted(track.support)
+        for before, after in itertools.pairwise(seen):
+            passed_s = self._times_s[after] - self._times_s[before]
+            if track.flow_iou[after] >= self._config.min_iou or passed_s > self._config.max_bridge_s:
+                continue
+            for frame in range(before + 1, after):
+                share = (self._times_s[frame] - self._times_s[before]) / passed_s
+                track.boxes[frame] = _mixed(track.boxes[before], track.boxes[after], share)
+
+    def _trim(self, track: BoxTrack, looked: Collection[int]) -> None:
+        """Cut each run's unsupported end to `max_tail` detection frames."""
+        missed = 0
+        for frame in range(min(track.boxes), max(track.boxes) + 1):
+            if frame in track.support:
+                missed = 0
+            elif frame in track.boxes:
+                missed += frame in looked
+                if missed > self._config.max_tail and not self._resumes(track, frame):
+                    del track.boxes[frame]
+
+    def _resumes(self, track: BoxTrack, frame: int) -> bool:
+        """Whether the run of boxes at `frame` holds a later detection."""
+        while frame in track.boxes:
+            if frame in track.support:
+                return True
+            frame += 1
+        return False
+
+
+def histogram_of(image: Image, box_xyxy_px: BoxXyxyPx) -> Histogram:
+    """Hue, saturation and value over the box's inner part, which holds less background than the whole."""
+    x1, y1, x2, y2 = box_xyxy_px
+    height_px, width_px = image.shape[:2]
+    dx, dy = (x2 - x1) * (1 - _INNER_SHARE) / 2, (y2 - y1) * (1 - _INNER_SHARE) / 2
+    left, top = int(np.clip(x1 + dx, 0, width_px - 1)), int(np.clip(y1 + dy, 0, height_px - 1))
+    right, bottom = int(np.clip(x2 - dx, left + 1, width_px)), int(np.clip(y2 - dy, top + 1, height_px))
+    hsv = cv2.cvtColor(image[top:bottom, left:right], cv2.COLOR_RGB2HSV)
+    counts = cv2.calcHist([hsv], [0, 1, 2], None, list(_HISTOGRAM_BINS), [0, 180, 0, 256, 0, 256])
+    return np.asarray(counts.ravel() / counts.sum(), dtype=np.float32)
+
+
+def intersection(a: Histogram, b: Histogram) -> float:
+    """Histogram intersection (Swain and Ballard 1991): 1 for equal, 0 for disjoint."""
+    return float(np.minimum(a, b).sum())
+
+
+def box_iou(a: BoxXyxyPx, b: BoxXyxyPx) -> float:
+    """Intersection over union of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def _mixed(a: BoxXyxyPx, b: BoxXyxyPx, share_of_b: float) -> BoxXyxyPx:
+    x1, y1, x2, y2 = ((1 - share_of_b) * one + share_of_b * other for one, other in zip(a, b, strict=True))
+    return (x1, y1, x2, y2)
+
+
+def _distance(a: BoxXyxyPx, b: BoxXyxyPx) -> float:
+    """Distance of the centres in mean diagonals; 9 where the sizes differ by more than 2.5 times, which is too far."""
+    diagonal_a, diagonal_b = np.hypot(a[2] - a[0], a[3] - a[1]), np.hypot(b[2] - b[0], b[3] - b[1])
+    if not 0.4 <= diagonal_a / diagonal_b <= 2.5:
+        return 9.0
+    apart = np.hypot(a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]) / 2
+    return float(apart / ((diagonal_a + diagonal_b) / 2))
+
+
+def _is_inside(box_xyxy_px: BoxXyxyPx, height_px: int, width_px: int) -> bool:
+    """Whether at least a third of the box lies in the image."""
+    x1, y1, x2, y2 = box_xyxy_px
+    seen = max(0.0, min(x2, width_px) - max(x1, 0.0)) * max(0.0, min(y2, height_px) - max(y1, 0.0))
+    return seen >= (x2 - x1) * (y2 - y1) / 3

@@ -1,0 +1,280 @@
+"""Which found object each mention of a caption means: pure rules over measured facts, with a reason for every refusal.
+
+Grounding DINO, in the paper's chain, is asked with the noun and returns what fits it best; a detector of closed
+classes returns every object of the class. Hence the choice here is by what else the caption says, and where that does
+not decide, the mention is refused rather than guessed.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+
+from agents.assignment import FORBIDDEN, best_assignment, total_score
+from schemas.caption import ColourShare
+from schemas.mention import Mention
+from schemas.quarantine import Reason
+from schemas.record import Record, Share
+from schemas.words import Colour, Direction, Place
+
+_KIN: dict[Colour, frozenset[Colour]] = {
+    "black": frozenset({"gray", "brown"}),
+    "white": frozenset({"gray"}),
+    "gray": frozenset({"black", "white", "blue"}),
+    "red": frozenset({"orange", "pink", "brown", "purple"}),
+    "orange": frozenset({"red", "yellow", "brown"}),
+    "yellow": frozenset({"orange", "green", "brown"}),
+    "green": frozenset({"yellow", "blue"}),
+    "blue": frozenset({"purple", "green", "gray"}),
+    "purple": frozenset({"blue", "pink", "red"}),
+    "pink": frozenset({"red", "purple"}),
+    "brown": frozenset({"red", "orange", "black", "yellow"}),
+}
+"""Colours that light turns into one another: finding one where the other is said contradicts nothing."""
+
+_DEFINITE = re.compile(r"(?i)^(the|this|that|his|her|its|their)\b")
+_ANOTHER = re.compile(r"(?i)\b(another|other|second|third|different)\b")
+_FULL_COLOUR_SHARE = 0.3
+_FULL_TRAVEL_DIAG = 0.15
+_FULL_GROWTH = 1.6
+
+
+class ResolveConfig(Record):
+    """What a choice must be worth.
+
+    `margin`: how much better the best assignment must be than the best one without this pair.
+    `contradicted_at`: an attribute's agreement (-1 to 1) at or below which a candidate cannot be what is meant.
+    `certainty_weight`: weight of the candidate's own score and visible share against the caption's attributes; a lone
+    good track beats stray detections by it, two good ones are told apart by the caption alone.
+    """
+
+    margin: float = Field(default=0.25, gt=0)
+    contradicted_at: float = Field(default=-0.6, ge=-1, lt=0)
+    certainty_weight: Share = 0.5
+
+
+class Candidate(Record):
+    """What was measured of one found object.
+
+    `x_share` and `y_share` are its median centre over the frame's sides; `travel_*` its displacement in frame
+    diagonals and `growth` its mask's growth, None where it was seen too briefly. `visible_share` is the part of the
+    tracked frames that show it.
+    """
+
+    detector_class: str
+    score: Share
+    visible_share: Share
+    colours: tuple[ColourShare, ...]
+    x_share: float
+    y_share: float
+    travel_x_diag: float | None
+    travel_y_diag: float | None
+    growth: float | None
+
+
+class Resolution(Record):
+    """The candidates (by index) that one mention means, or the reason why none."""
+
+    mention_id: str
+    picked: tuple[int, ...]
+    reason: Reason | None
+    evidence: str
+
+
+def resolve(mentions: Sequence[Mention], candidates: Sequence[Candidate], config: ResolveConfig) -> list[Resolution]:
+    """One resolution per mention, in order; no two mentions share a candidate.
+
+    Singular mentions of one class are assigned jointly at greatest total agreement; a pair stands only where every
+    assignment without it is worse by the margin. Later words for the same thing ("a man ... the man") are refused as
+    `same_object`. Counted plurals then take what is left and not contradicted, if it is exactly that many.
+    """
+    done: dict[str, Resolution] = {}
+    for name in dict.fromkeys(mention.detector_class for mention in mentions):
+        own = [mention for mention in mentions if mention.detector_class == name]
+        found = [index for index, item in enumerate(candidates) if item.detector_class == name]
+        leaders = _leaders([mention for mention in own if mention.number == "singular"], len(found))
+        singles = [mention for mention in own if leaders.get(mention.mention_id) is mention]
+        done |= _resolve_singles(singles, found, candidates, config)
+        for mention in own:
+            leader = leaders.get(mention.mention_id)
+            if leader is not None and leader is not mention:
+                done[mention.mention_id] = _same(mention, leader, done[leader.mention_id])
+        for mention in own:
+            if mention.number == "plural":
+                taken = {index for resolution in done.values() for index in resolution.picked}
+                left = [index for index in found if index not in taken]
+                done[mention.mention_id] = _resolve_plural(mention, left, candidates, config)
+    return [done[mention.mention_id] for mention in mentions]
+
+
+def agreements(mention: Mention, candidate: Candidate) -> dict[str, float]:
+    """How well a candidate fits each thing said, -1 (the opposite) to 1; what was not said or measured is missing."""
+    said = mention.said
+    result: dict[str, float] = {}
+    if said.colours and candidate.colours:
+        result["colour"] = sum(_colour_fit(colour, candidate.colours) for colour in said.colours) / len(said.colours)
+    if said.places:
+        result["place"] = sum(_place_fit(place, candidate) for place in said.places) / len(said.places)
+    fits = [fit for direction in said.directions if (fit := _direction_fit(direction, candidate)) is not None]
+    if fits:
+        # a caption may tell of several legs of one path, of which the displacement shows the sum
+        result["direction"] = max(fits)
+    return result
+
+
+def _resolve_singles(
+    mentions: Sequence[Mention], found: Sequence[int], candidates: Sequence[Candidate], config: ResolveConfig
+) -> dict[str, Resolution]:
+    scores = np.array(
+        [[_score(mention, candidates[index], config) for index in found] for mention in mentions]
+    ).reshape(len(mentions), len(found))
+    chosen = best_assignment(scores)
+    total = total_score(scores, chosen)
+    done: dict[str, Resolution] = {}
+    for row, (mention, column) in enumerate(zip(mentions, chosen, strict=True)):
+        if column is None:
+            evidence = _why_none(mention, found, candidates, config, len(mentions))
+            done[mention.mention_id] = _refused(mention, "not_found", evidence)
+            continue
+        without = scores.copy()
+        without[row, column] = FORBIDDEN
+        other = best_assignment(without)
+        served = sum(taken is not None for taken in other) == sum(taken is not None for taken in chosen)
+        margin = total - total_score(without, other) if served else math.inf
+        figures = ", ".join(f"{scores[row, i]:.2f}" for i in range(len(found)))
+        evidence = f"{len(found)} {mention.detector_class} found, agreement {figures}, margin {margin:.2f}"
+        if margin < config.margin:
+            evidence += f" under {config.margin:.2f}"
+            done[mention.mention_id] = _refused(mention, "ambiguous", evidence)
+        else:
+            done[mention.mention_id] = _picked(mention, (found[column],), evidence)
+    return done
+
+
+def _resolve_plural(
+    mention: Mention, left: Sequence[int], candidates: Sequence[Candidate], config: ResolveConfig
+) -> Resolution:
+    name, count = mention.detector_class, mention.said.count
+    if not left:
+        return _refused(mention, "not_found", f"no {name} found that no other mention has taken")
+    if count is None:
+        return _refused(mention, "plural", f"{mention.phrase!r} states no number; {len(left)} {name} found")
+    fitting = [index for index in left if _score(mention, candidates[index], config) > FORBIDDEN]
+    if len(fitting) != count:
+        evidence = f"{mention.phrase!r} states {count}; {len(fitting)} of {len(left)} free {name} fit what is said"
+        return _refused(mention, "count_mismatch", evidence)
+    return _picked(mention, tuple(fitting), f"{count} {name} stated and found")
+
+
+def _leaders(mentions: Sequence[Mention], num_found: int) -> dict[str, Mention]:
+    """Mention id to the first mention of the same thing (itself where it is the first).
+
+    A later mention means an earlier thing where it is definite and has the same noun ("a man ... the man"), or where
+    only one object of the class is there and it is definite or has the same noun; never where it says "another" or
+    other colours or places.
+    """
+    leaders: dict[str, Mention] = {}
+    for position, mention in enumerate(mentions):
+        leaders[mention.mention_id] = mention
+        definite = bool(_DEFINITE.match(mention.phrase))
+        for earlier in mentions[:position]:
+            same_noun = earlier.noun == mention.noun
+            refers = (definite and same_noun) or (num_found == 1 and (definite or same_noun))
+            if refers and not _ANOTHER.search(mention.phrase) and not _differ(earlier, mention):
+                leaders[mention.mention_id] = leaders[earlier.mention_id]
+                break
+    return leaders
+
+
+def _differ(a: Mention, b: Mention) -> bool:
+    pairs = ((set(a.said.colours), set(b.said.colours)), (set(a.said.places), set(b.said.places)))
+    return any(one and other and not one & other for one, other in pairs)
+
+
+def _score(mention: Mention, candidate: Candidate, config: ResolveConfig) -> float:
+    fits = agreements(mention, candidate)
+    if any(fit <= config.contradicted_at for fit in fits.values()):
+        return FORBIDDEN
+    return sum(fits.values()) + config.certainty_weight * candidate.score * candidate.visible_share
+
+
+def _colour_fit(said: Colour, measured: Sequence[ColourShare]) -> float:
+    share = next((item.share for item in measured if item.colour == said), 0.0)
+    if share:
+        return min(1.0, 0.4 + share / _FULL_COLOUR_SHARE * 0.6)
+    return 0.0 if any(item.colour in _KIN[said] for item in measured) else -1.0
+
+
+def _place_fit(said: Place, candidate: Candidate) -> float:
+    """Graded, so that of two objects in one half the outer one is "on the left"."""
+    x, y = candidate.x_share, candidate.y_share
+    fits: dict[Place, float] = {
+        "left": 1 - 2 * x,
+        "right": 2 * x - 1,
+        "top": 1 - 2 * y,
+        "bottom": 2 * y - 1,
+        "middle": 1 - 4 * max(abs(x - 0.5), abs(y - 0.5)),
+    }
+    return max(-1.0, min(1.0, fits[said]))
+
+
+def _direction_fit(said: Direction, candidate: Candidate) -> float | None:
+    dx, dy, growth = candidate.travel_x_diag, candidate.travel_y_diag, candidate.growth
+    if dx is None or dy is None or growth is None:
+        return None
+    grown = math.log(growth) / math.log(_FULL_GROWTH)
+    fits: dict[Direction, float] = {
+        "left": -dx / _FULL_TRAVEL_DIAG,
+        "right": dx / _FULL_TRAVEL_DIAG,
+        "up": -dy / _FULL_TRAVEL_DIAG,
+        "down": dy / _FULL_TRAVEL_DIAG,
+        "toward": grown,
+        "away": -grown,
+        "none": 1 - 2 * math.hypot(dx, dy) / _FULL_TRAVEL_DIAG,
+    }
+    return max(-1.0, min(1.0, fits[said]))
+
+
+def _why_none(
+    mention: Mention, found: Sequence[int], candidates: Sequence[Candidate], config: ResolveConfig, num_mentions: int
+) -> str:
+    name = mention.detector_class
+    if not found:
+        return f"no {name} found"
+    against = [_against(mention, candidates[index], config) for index in found]
+    if all(against):
+        return f"{len(found)} {name} found, none as said: " + "; ".join(text for text in against if text)
+    return f"{len(found)} {name} found for {num_mentions} mentions; others fit better"
+
+
+def _against(mention: Mention, candidate: Candidate, config: ResolveConfig) -> str:
+    """What of the caption a candidate contradicts, in figures; empty where nothing."""
+    parts = []
+    for kind, fit in agreements(mention, candidate).items():
+        if fit > config.contradicted_at:
+            continue
+        if kind == "colour":
+            seen = ", ".join(f"{item.colour} {item.share:.2f}" for item in candidate.colours)
+            parts.append(f"colour {'/'.join(mention.said.colours)} said, {seen} measured")
+        elif kind == "place":
+            centre = f"({candidate.x_share:.2f}, {candidate.y_share:.2f})"
+            parts.append(f"place {'/'.join(mention.said.places)} said, centre at {centre} of the frame")
+        else:
+            moved = f"({candidate.travel_x_diag:.2f}, {candidate.travel_y_diag:.2f}) diagonals"
+            parts.append(f"direction {'/'.join(mention.said.directions)} said, moved {moved}")
+    return ", ".join(parts)
+
+
+def _same(mention: Mention, leader: Mention, outcome: Resolution) -> Resolution:
+    fate = "has the track" if outcome.picked else f"was refused as {outcome.reason}"
+    return _refused(mention, "same_object", f"{mention.phrase!r} means {leader.phrase!r}, which {fate}")
+
+
+def _picked(mention: Mention, indices: tuple[int, ...], evidence: str) -> Resolution:
+    return Resolution(mention_id=mention.mention_id, picked=indices, reason=None, evidence=evidence)
+
+
+def _refused(mention: Mention, reason: Reason, evidence: str) -> Resolution:
+    return Resolution(mention_id=mention.mention_id, picked=(), reason=reason, evidence=evidence)

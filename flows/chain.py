@@ -1,0 +1,96 @@
+"""The chain of agents as the build sees it: what each one reads, and the key under which its output rests."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flows.profile_config import ROLES, Role
+from infra.lake import AgentStore, Lake
+from schemas.caption import CaptionSet
+from schemas.clip import Clip
+from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob
+from schemas.label import AgentLabel
+from schemas.mention import MentionSet
+from schemas.record import Record, content_id
+from schemas.sample import SampleSet
+from schemas.track import TrackSet
+from schemas.verdict import VerdictSet
+
+OUTPUT: dict[Role, type[Record]] = {
+    "analyzer": MentionSet,
+    "segmenter": TrackSet,
+    "annotator": CaptionSet,
+    "reviewer": VerdictSet,
+    "refiner": SampleSet,
+}
+
+JOB: dict[Role, type[Record]] = {
+    "segmenter": SegmenterJob,
+    "annotator": AnnotatorJob,
+    "reviewer": ReviewerJob,
+    "refiner": RefinerJob,
+}
+
+UPSTREAM: dict[Role, tuple[Role, ...]] = {role: ROLES[:position] for position, role in enumerate(ROLES)}
+"""Every agent reads all that came before it; an annotator that needs tracks comes after the segmenter."""
+
+FIELD: dict[Role, str] = {
+    "analyzer": "mentions",
+    "segmenter": "tracks",
+    "annotator": "captions",
+    "reviewer": "verdicts",
+    "refiner": "samples",
+}
+"""Under which name an agent's output rests in the jobs of later ones, and holds its own records."""
+
+
+class Chain:
+    """The agents' stores in one lake, with the key of every clip at every agent.
+
+    A key names how an output comes about: the agent's label, the clip (caption, span and the video's SHA-256) and the
+    keys of the outputs it reads. So every key of a build is known before any work, and what is stale can be counted
+    without reading a single output.
+    """
+
+    def __init__(self, lake: Lake, labels: Mapping[Role, AgentLabel]) -> None:
+        self.labels = dict(labels)
+        self._keys: dict[str, dict[Role, str]] = {}
+        self._stores: dict[Role, AgentStore[Any]] = {
+            role: lake.agent_store(labels[role], OUTPUT[role]) for role in ROLES
+        }
+
+    def keys(self, clip: Clip) -> dict[Role, str]:
+        """The clip's key at every agent."""
+        if clip.clip_id not in self._keys:
+            keys: dict[Role, str] = {}
+            for role in ROLES:
+                keys[role] = content_id(self.labels[role], clip, *(keys[upstream] for upstream in UPSTREAM[role]))
+            self._keys[clip.clip_id] = keys
+        return self._keys[clip.clip_id]
+
+    def store(self, role: Role) -> AgentStore[Any]:
+        """Where one agent's outputs rest."""
+        return self._stores[role]
+
+    def stale(self, role: Role, clips: Iterable[Clip]) -> list[Clip]:
+        """The clips that this agent has no output for."""
+        held = self._stores[role].keys()
+        return [clip for clip in clips if self.keys(clip)[role] not in held]
+
+    def outputs(self, role: Role, clips: Sequence[Clip]) -> dict[str, Any]:
+        """The outputs of one agent by clip id; clips without one are left out."""
+        by_key = {self.keys(clip)[role]: clip.clip_id for clip in clips}
+        held = self._stores[role].keys() & by_key.keys()
+        return {by_key[key]: output for key, output in self._stores[role].read(held).items()}
+
+    def jobs(self, role: Role, clips: Sequence[Clip]) -> list[Record]:
+        """What the agent is to be handed for each clip whose upstream outputs are all there, in order."""
+        if role == "analyzer":
+            return list(clips)
+        upstream = {other: self.outputs(other, clips) for other in UPSTREAM[role]}
+        ready = [clip for clip in clips if all(clip.clip_id in found for found in upstream.values())]
+        return [
+            JOB[role].model_validate(
+                {"clip": clip} | {FIELD[other]: found[clip.clip_id] for other, found in upstream.items()}
+            )
+            for clip in ready
+        ]

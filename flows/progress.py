@@ -1,0 +1,166 @@
+"""Live progress of a build, per agent: done, kept, dropped, rate and time left."""
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from flows.profile_config import ROLES, Role
+
+LINE_EVERY_S = 10.0
+"""How often a log without a screen gets a line."""
+
+
+@dataclass(frozen=True)
+class AgentProgress:
+    """Counts of one agent; `total` and `done` are clips, `kept` and `dropped` what the agent made of them.
+
+    `cached` clips were found in the lake; `failed` ones died or raised. `elapsed_s` runs from the agent's first clip.
+    """
+
+    total: int
+    done: int = 0
+    cached: int = 0
+    failed: int = 0
+    kept: int = 0
+    dropped: int = 0
+    busy_s: float = 0.0
+    elapsed_s: float = 0.0
+
+    @property
+    def rate_per_s(self) -> float:
+        """Clips worked on per second since the agent began, cached ones left out."""
+        return (self.done - self.cached) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at that rate; None before the first clip."""
+        return (self.total - self.done) / self.rate_per_s if self.rate_per_s > 0 else None
+
+    def describe(self) -> str:
+        """The counts in one line."""
+        left = "" if self.left_s is None or self.done == self.total else f", ETA {self.left_s:.0f} s"
+        failed = f", failed {self.failed}" if self.failed else ""
+        return (
+            f"done {self.done} of {self.total} clips (cached {self.cached}), kept {self.kept}, dropped {self.dropped}"
+            f"{failed}, {self.rate_per_s:.2f} clips/s{left}"
+        )
+
+
+class ProgressSink(Protocol):
+    """Whoever shows progress."""
+
+    def show(self, progress: dict[Role, AgentProgress]) -> None:
+        """Called after every micro-batch, with all agents' counts."""
+
+
+class BuildProgress:
+    """The counts of a running build, updated from many threads."""
+
+    def __init__(self, num_clips: int, sinks: tuple[ProgressSink, ...]) -> None:
+        self._lock = threading.Lock()
+        self._agents = {role: AgentProgress(total=num_clips) for role in ROLES}
+        self._began_s: dict[Role, float] = {}
+        self._sinks = sinks
+
+    def begin(self, role: Role) -> None:
+        """An agent is about to work on its first clip; rates count from here."""
+        with self._lock:
+            self._began_s.setdefault(role, time.monotonic())
+
+    def add(
+        self,
+        role: Role,
+        *,
+        done: int,
+        cached: int = 0,
+        failed: int = 0,
+        kept: int = 0,
+        dropped: int = 0,
+        busy_s: float = 0.0,
+    ) -> None:
+        """Add to one agent's counts and show them."""
+        with self._lock:
+            old = self._agents[role]
+            began_s = self._began_s.get(role)
+            self._agents[role] = AgentProgress(
+                total=old.total,
+                done=old.done + done,
+                cached=old.cached + cached,
+                failed=old.failed + failed,
+                kept=old.kept + kept,
+                dropped=old.dropped + dropped,
+                busy_s=old.busy_s + busy_s,
+                elapsed_s=time.monotonic() - began_s if began_s else 0.0,
+            )
+            snapshot = dict(self._agents)
+        for sink in self._sinks:
+            sink.show(snapshot)
+
+    def snapshot(self) -> dict[Role, AgentProgress]:
+        """All agents' counts."""
+        with self._lock:
+            return dict(self._agents)
+
+
+class TerminalProgress:
+    """A table that lives on the terminal; without one, a line per agent every few seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._latest: dict[Role, AgentProgress] = {}
+        self._shown: dict[Role, AgentProgress] = {}
+        self._next_line_s = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._live:
+            self._live.stop()
+        else:
+            self._print_changed()
+
+    def show(self, progress: dict[Role, AgentProgress]) -> None:
+        """Draw the counts."""
+        if self._live:
+            self._live.update(_table(progress))
+            return
+        self._latest = progress
+        if time.monotonic() >= self._next_line_s:
+            self._print_changed()
+
+    def _print_changed(self) -> None:
+        self._next_line_s = time.monotonic() + LINE_EVERY_S
+        for role, agent in self._latest.items():
+            if self._shown.get(role) != agent:
+                self._console.print(f"{role:>9}: {agent.describe()}", highlight=False)
+                self._shown[role] = agent
+
+
+def _table(progress: dict[Role, AgentProgress]) -> Table:
+    table = Table(box=None, header_style="dim")
+    for title in ("agent", "", "clips", "cached", "kept", "dropped", "failed", "clips/s", "ETA"):
+        table.add_column(title, justify="left" if title in ("agent", "") else "right")
+    for role, agent in progress.items():
+        left = "" if agent.left_s is None else f"{agent.left_s:.0f} s"
+        table.add_row(
+            role,
+            ProgressBar(total=max(agent.total, 1), completed=agent.done, width=24),
+            f"{agent.done}/{agent.total}",
+            str(agent.cached),
+            str(agent.kept),
+            str(agent.dropped),
+            str(agent.failed),
+            f"{agent.rate_per_s:.2f}",
+            "done" if agent.done == agent.total else left,
+        )
+    return table

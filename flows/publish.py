@@ -1,0 +1,221 @@
+"""The end of a build: shards, tracks, quarantine, card and report are written, the manifest last.
+
+Clips are walked in the order of their ids, some at a time, so memory does not grow with the build; what the report
+shows is picked on the way.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows.card import dataset_card
+from flows.chain import FIELD, OUTPUT, Chain
+from flows.counts import BuildCounts, count_build
+from flows.plan import Plan
+from flows.profile_config import Profile, Role
+from flows.report import ReportInputs, pick_drops, pick_samples, render_report
+from flows.result import BuildResult
+from flows.wiring import Site
+from infra.builds import KINDS, BuildWriter, CountEntry, Manifest, committed_manifest, set_latest
+from infra.decode_cache import DecodeCache
+from infra.lake import Lake
+from schemas.caption import CaptionSet
+from schemas.clip import Clip
+from schemas.mention import MentionSet
+from schemas.quarantine import QuarantineEntry
+from schemas.record import Record, content_id
+from schemas.sample import SCHEMA_VERSION, Kind, Sample, SampleSet
+from schemas.track import TrackSet
+from schemas.verdict import VerdictSet
+
+CLIPS_AT_ONCE = 64
+"""Clips whose outputs are in memory together."""
+
+
+class LostError(RuntimeError):
+    """A clip or mention that is neither in a sample nor in quarantine: a fault of ours, so nothing is committed."""
+
+
+@dataclass(frozen=True)
+class ClipOutputs:
+    """Everything the agents said of one clip; empty sets where an agent failed."""
+
+    clip: Clip
+    mentions: MentionSet
+    tracks: TrackSet
+    captions: CaptionSet
+    verdicts: VerdictSet
+    samples: SampleSet
+
+    @property
+    def rejected(self) -> tuple[QuarantineEntry, ...]:
+        """What the agents dropped, in the order of the chain."""
+        sets = (self.mentions, self.tracks, self.captions, self.verdicts, self.samples)
+        return tuple(entry for output in sets for entry in output.rejected)
+
+
+@dataclass
+class _Showcase:
+    """The counts of a build and the few records that its report shows, gathered in one walk."""
+
+    counts: BuildCounts
+    samples: list[Sample] = field(default_factory=list)
+    drops: list[QuarantineEntry] = field(default_factory=list)
+    outputs: dict[str, ClipOutputs] = field(default_factory=dict)
+
+    def add(self, chunk: Sequence[ClipOutputs], entries: Sequence[QuarantineEntry]) -> None:
+        samples = [sample for outputs in chunk for sample in outputs.samples.samples]
+        self.counts += count_build(
+            0,
+            [outputs.clip for outputs in chunk],
+            [mention for outputs in chunk for mention in outputs.mentions.mentions],
+            [track for outputs in chunk for track in outputs.tracks.tracks],
+            [verdict for outputs in chunk for verdict in outputs.verdicts.verdicts],
+            samples,
+            entries,
+        )
+        self.samples = pick_samples([*self.samples, *samples])
+        self.drops = pick_drops([*self.drops, *entries])
+        shown = {item.clip_id for item in (*self.samples, *self.drops)}
+        held = self.outputs | {outputs.clip.clip_id: outputs for outputs in chunk}
+        self.outputs = {clip_id: outputs for clip_id, outputs in held.items() if clip_id in shown}
+
+
+def publish_build(
+    plan: Plan, chain: Chain, failed: Sequence[QuarantineEntry], source: str, lake: Lake, profile: Profile, site: Site
+) -> BuildResult:
+    """Write and commit the build of what the lake now holds for a plan.
+
+    The build's id is derived from the keys of all outputs and what was quarantined outside them: where that build is
+    committed already, nothing is written but `latest.json`. Raises LostError where a clip or mention got lost.
+    """
+    clips = sorted(plan.clips, key=lambda clip: clip.clip_id)
+    outside = [*plan.rejected, *sorted(failed, key=lambda entry: entry.clip_id)]
+    build_id = content_id(SCHEMA_VERSION, *(chain.keys(clip)["refiner"] for clip in clips), *outside)[:16]
+    manifest = committed_manifest(lake, build_id)
+    is_new = manifest is None
+    if manifest is None:
+        manifest = _write(build_id, plan, clips, outside, chain, source, lake, profile, site)
+    else:
+        set_latest(lake, build_id)
+    return BuildResult.of(manifest, lake.path("builds", build_id), is_new=is_new, num_failed=len(failed))
+
+
+def _write(
+    build_id: str,
+    plan: Plan,
+    clips: Sequence[Clip],
+    outside: Sequence[QuarantineEntry],
+    chain: Chain,
+    source: str,
+    lake: Lake,
+    profile: Profile,
+    site: Site,
+) -> Manifest:
+    writer = BuildWriter(lake, build_id)
+    for kind in KINDS:
+        writer.write_samples(kind, _samples(kind, clips, chain))
+    writer.write_tracks(track for chunk in _walk(clips, chain) for each in chunk for track in each.tracks.tracks)
+    show = _Showcase(BuildCounts(source_rows=plan.num_rows))
+    show.add([], outside)
+    writer.write_quarantine(_quarantine(clips, outside, chain, show))
+    created_at = datetime.now(UTC).isoformat(timespec="seconds")
+    frames = DecodeCache(Path(site.videos_root), Path(site.frames_dir), profile.decode_cache_mib * 2**20)
+    labels = tuple(chain.labels.values())
+    shown = list(show.outputs.values())
+    inputs = ReportInputs(
+        build_id=build_id,
+        profile_name=profile.name,
+        created_at=created_at,
+        labels=labels,
+        counts=show.counts,
+        clips=tuple(outputs.clip for outputs in shown),
+        mentions=tuple(mention for outputs in shown for mention in outputs.mentions.mentions),
+        tracks=tuple(track for outputs in shown for track in outputs.tracks.tracks),
+        verdicts=tuple(verdict for outputs in shown for verdict in outputs.verdicts.verdicts),
+        samples=tuple(show.samples),
+        quarantine=tuple(show.drops),
+        frames=frames,
+    )
+    lake.put(f"builds/{build_id}/report.html", render_report(inputs).encode())
+    lake.put(f"builds/{build_id}/README.md", dataset_card(build_id, profile, labels, show.counts).encode())
+    manifest = Manifest(
+        build_id=build_id,
+        schema_version=SCHEMA_VERSION,
+        created_at=created_at,
+        source=source,
+        videos_root=str(plan.videos_root),
+        profile_name=profile.name,
+        profile_json=profile.model_dump_json(),
+        labels=labels,
+        counts=tuple(_count_entries(show.counts)),
+    )
+    return writer.commit(manifest)
+
+
+def _walk(clips: Sequence[Clip], chain: Chain) -> Iterator[list[ClipOutputs]]:
+    for start in range(0, len(clips), CLIPS_AT_ONCE):
+        chunk = clips[start : start + CLIPS_AT_ONCE]
+        found = {role: chain.outputs(role, chunk) for role in chain.labels}
+        for clip in chunk:
+            for role, of_clips in found.items():
+                of_clips.setdefault(clip.clip_id, _nothing(role, clip))
+        yield [
+            ClipOutputs(clip=clip, **{FIELD[role]: of_clips[clip.clip_id] for role, of_clips in found.items()})
+            for clip in chunk
+        ]
+
+
+def _nothing(role: Role, clip: Clip) -> Record:
+    return OUTPUT[role].model_validate({"clip_id": clip.clip_id, FIELD[role]: (), "rejected": ()})
+
+
+def _samples(kind: Kind, clips: Sequence[Clip], chain: Chain) -> Iterator[Sample]:
+    for start in range(0, len(clips), CLIPS_AT_ONCE):
+        chunk = clips[start : start + CLIPS_AT_ONCE]
+        found = chain.outputs("refiner", chunk)
+        for clip in chunk:
+            of_clip = found[clip.clip_id].samples if clip.clip_id in found else ()
+            yield from sorted(
+                (sample for sample in of_clip if sample.kind == kind), key=lambda sample: sample.sample_id
+            )
+
+
+def _quarantine(
+    clips: Sequence[Clip], outside: Sequence[QuarantineEntry], chain: Chain, show: _Showcase
+) -> Iterator[QuarantineEntry]:
+    yield from outside
+    given_up = {entry.clip_id for entry in outside}
+    for chunk in _walk(clips, chain):
+        for outputs in chunk:
+            if outputs.clip.clip_id not in given_up:
+                check_nothing_lost(outputs)
+        entries = [entry for outputs in chunk for entry in outputs.rejected]
+        show.add(chunk, entries)
+        yield from entries
+
+
+def check_nothing_lost(outputs: ClipOutputs) -> None:
+    """Every mention ends in quarantine or in tracks, every track in a sample or in quarantine, every clip somewhere.
+
+    Raises LostError naming what is missing.
+    """
+    dropped = {entry.subject_id for entry in outputs.rejected}
+    sampled = {item.object_id for sample in outputs.samples.samples for item in sample.objects}
+    tracked = {track.mention_id for track in outputs.tracks.tracks}
+    lost_mentions: set[str] = {m.mention_id for m in outputs.mentions.mentions} - dropped - tracked
+    lost_tracks: set[str] = {track.track_id for track in outputs.tracks.tracks} - dropped - sampled
+    if lost := sorted(lost_mentions | lost_tracks):
+        raise LostError(f"clip {outputs.clip.clip_id}: neither in a sample nor in quarantine: {', '.join(lost)}")
+    if not dropped and not sampled:
+        raise LostError(f"clip {outputs.clip.clip_id} left no trace")
+
+
+def _count_entries(counts: BuildCounts) -> Iterator[CountEntry]:
+    for stage in counts.stages():
+        yield CountEntry(group="stages", name=f"{stage.stage}: {stage.given_what}", n=stage.given)
+    for (kind, qa_type, split), n in sorted(counts.samples.items()):
+        yield CountEntry(group="samples", name=" ".join((kind, *([] if qa_type == "none" else [qa_type]), split)), n=n)
+    for (where, reason), n in sorted(counts.drops.items()):
+        yield CountEntry(group="quarantine", name=f"{where} {reason}", n=n)

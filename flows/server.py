@@ -1,0 +1,138 @@
+"""The local Prefect server behind `videorefer up` and `down`, and where a build finds its server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from filelock import FileLock
+
+from infra.settings import settings
+from schemas.record import Record
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 20.0
+
+
+class ServerError(RuntimeError):
+    """The server could not be started or stopped, in one line."""
+
+
+class Server(Record):
+    """A server that `up` started: its process and where it listens."""
+
+    pid: int
+    url: str
+
+    @property
+    def api_url(self) -> str:
+        """The address that Prefect clients want."""
+        return f"{self.url}/api"
+
+
+def running_server() -> Server | None:
+    """The server that `up` started, if it still answers."""
+    state = _state_file()
+    if not state.exists():
+        return None
+    server = Server.model_validate_json(state.read_text())
+    return server if _answers(server) else None
+
+
+def start_server(port: int) -> tuple[Server, bool]:
+    """Start the server on loopback and wait until it answers; True if it was not running before.
+
+    The server keeps running when this process ends. Raises ServerError where the port is taken by something else or
+    the server does not come up.
+    """
+    with FileLock(_state_file().with_suffix(".lock")):
+        if server := running_server():
+            return server, False
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                raise ServerError(
+                    f"port {port} is taken: choose another with --port, or stop what listens there"
+                ) from error
+        log = _state_file().with_name("prefect-server.log")
+        url = f"http://{HOST}:{port}"
+        # the page asks the API at the address that the server is told, which is port 4200 unless said here
+        env = os.environ | {"PREFECT_API_URL": f"{url}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        server = Server(pid=process.pid, url=url)
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not _answers(server):
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                process.kill()
+                raise ServerError(f"the Prefect server did not come up; its log: {log}")
+            time.sleep(0.3)
+        _state_file().write_text(server.model_dump_json())
+        return server, True
+
+
+def stop_server() -> Server | None:
+    """Stop the server that `up` started; None if none runs."""
+    state = _state_file()
+    if not state.exists():
+        return None
+    server = Server.model_validate_json(state.read_text())
+    # a pid outlives its process: only one that still is our server is stopped
+    if _answers(server):
+        os.killpg(server.pid, signal.SIGTERM)
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        while _alive(server.pid) and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+        if _alive(server.pid):
+            os.killpg(server.pid, signal.SIGKILL)
+    state.unlink()
+    return server
+
+
+def point_prefect_at_server() -> None:
+    """Choose the server of this process, before Prefect is imported.
+
+    What the user has set counts first; then the server that `up` started; else Prefect starts a temporary one.
+    """
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # a loaded laptop passes the default of 20 s
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    # the terminal shows progress; the log is on the run's page
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+    if "PREFECT_API_URL" not in os.environ and (server := running_server()):
+        os.environ["PREFECT_API_URL"] = server.api_url
+
+
+def _state_file() -> Path:
+    folder = settings().cache_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "prefect-server.json"
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return httpx.get(f"{server.api_url}/health", timeout=2.0).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,77 @@
+"""Rows of a build for the eye: samples as conversations, drops with their evidence."""
+
+from itertools import chain, islice
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.result import BuildResult
+from infra.builds import KINDS, latest_build, read_manifest, read_quarantine, read_samples
+from infra.lake import Lake, LakeError
+from schemas.quarantine import QuarantineEntry
+from schemas.record import Record
+from schemas.sample import Sample
+
+
+class Rows(Record):
+    """What was found; masks are left out of `samples` by `print_rows`, not here."""
+
+    build_id: str
+    report_uri: str
+    samples: tuple[Sample, ...]
+    quarantine: tuple[QuarantineEntry, ...]
+
+
+def find_rows(lake: Lake, build_id: str | None, what: str, limit: int) -> Rows:
+    """Samples and quarantine entries of a build that `what` names: an id of a sample, clip, source or object, a kind
+    of sample, or a reason; everything if empty. At most `limit` of each. Raises LakeError where the lake has no build
+    or the build nothing by that name.
+    """
+    chosen = build_id or latest_build(lake)
+    if chosen is None:
+        raise LakeError(f"the lake {lake.root} holds no build yet")
+    manifest = read_manifest(lake, chosen)
+    samples = chain.from_iterable(read_samples(lake, chosen, kind) for kind in KINDS)
+    found = tuple(islice((sample for sample in samples if not what or what in _names_of(sample)), limit))
+    entries = read_quarantine(lake, chosen)
+    dropped = tuple(islice((entry for entry in entries if not what or what in _names_of_entry(entry)), limit))
+    if what and not found and not dropped:
+        raise LakeError(
+            f"build {chosen} has nothing by the name {what!r}: give an id, a kind or a reason from its report"
+        )
+    report = BuildResult.of(manifest, lake.path("builds", chosen), is_new=False, num_failed=0).report_uri
+    return Rows(build_id=chosen, report_uri=report, samples=found, quarantine=dropped)
+
+
+def print_rows(rows: Rows, console: Console) -> None:
+    """Conversations and reasons, one block a row."""
+    console.print(f"build {rows.build_id}, report: {rows.report_uri}\n", highlight=False, soft_wrap=True)
+    for sample in rows.samples:
+        kind = sample.kind if sample.qa_type == "none" else f"{sample.kind} {sample.qa_type}"
+        console.print(
+            f"[bold]{sample.sample_id}[/] {kind}, {sample.split}, {escape(sample.video)} "
+            f"{sample.start_s:.2f}-{sample.visible_until_s:.2f} s, worded by {sample.provenance.wording}",
+            highlight=False,
+        )
+        for item in sample.objects:
+            seen = sum(counts is not None for counts in item.rle)
+            console.print(
+                f"  {item.object_id} {escape(item.noun)}: {seen} masks in {len(item.rle)} frames", highlight=False
+            )
+        for turn in sample.conversations:
+            console.print(f"  {turn.speaker:>5}: {escape(turn.value)}", highlight=False)
+    for entry in rows.quarantine:
+        console.print(
+            f"[bold]{entry.subject_id}[/] {escape(entry.noun)} dropped by {entry.stage}: {entry.reason}\n"
+            f"  {escape(entry.evidence)}",
+            highlight=False,
+        )
+
+
+def _names_of(sample: Sample) -> set[str]:
+    objects = {item.object_id for item in sample.objects}
+    return {sample.sample_id, sample.clip_id, sample.source_id, sample.kind, sample.qa_type} | objects
+
+
+def _names_of_entry(entry: QuarantineEntry) -> set[str]:
+    return {entry.subject_id, entry.clip_id, entry.source_id, entry.reason, entry.stage}

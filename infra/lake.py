@@ -1,0 +1,244 @@
+"""The lake: a folder or object-store prefix that holds agent outputs by content, and builds.
+
+Paths go through fsspec, so `s3://bucket/prefix` works like a folder. A file appears whole or not at all: locally by
+writing beside it, syncing and renaming; elsewhere because an object store's put is atomic.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import threading
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import ValidationError
+
+from schemas.arrow import arrow_schema, to_table
+from schemas.label import AgentLabel
+from schemas.record import Record
+
+OutT = TypeVar("OutT", bound=Record)
+
+_KEY = pa.field("key", pa.string(), nullable=False)
+_FILE = "__filename"  # the column in which pyarrow.dataset tells which file a row came from
+
+
+class LakeError(ValueError):
+    """The lake cannot be read or written, or holds a file that is not what it should be."""
+
+
+class Lake:
+    """A folder or fsspec URL. Opening it touches nothing; folders appear with the first write."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        try:
+            fs, path = fsspec.core.url_to_fs(os.fspath(root))
+        except (ImportError, ValueError) as error:
+            raise LakeError(f"cannot open the lake {os.fspath(root)}: {error}") from error
+        self.fs: Any = fs
+        self.root = str(path).rstrip("/")
+        self._is_local = isinstance(fs, LocalFileSystem)
+
+    def path(self, *parts: str) -> str:
+        """The full path of something inside the lake."""
+        return "/".join((self.root, *parts))
+
+    def check_writable(self) -> None:
+        """Write, and take away, a small file; raises LakeError where that fails."""
+        name = f".writable-{uuid.uuid4().hex}"
+        try:
+            self.put(name, b"")
+            self.fs.rm_file(self.path(name))
+        except LakeError:
+            raise
+        except Exception as error:  # clients of object stores have exceptions of their own, for credentials say
+            raise LakeError(f"cannot write to the lake {self.root}: {error}") from error
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all, replacing one of that name; raises LakeError."""
+        try:
+            if self._is_local:
+                _put_local(Path(self.path(name)), data)
+            else:
+                self.fs.pipe_file(self.path(name), data)
+        except OSError as error:
+            raise LakeError(f"cannot write to the lake {self.root}: {error}") from error
+
+    def get(self, name: str) -> bytes | None:
+        """A file's bytes, None where there is no such file."""
+        try:
+            return bytes(self.fs.cat_file(self.path(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise LakeError(f"cannot read from the lake {self.root}: {error}") from error
+
+    def names(self, folder: str) -> list[str]:
+        """Names of what lies directly in a folder, sorted; none where there is no such folder."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.path(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise LakeError(f"cannot list {self.path(folder)}: {error}") from error
+        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+    def remove(self, name: str) -> None:
+        """Take a file away; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
+
+    def agent_store(self, label: AgentLabel, record_type: type[OutT]) -> "AgentStore[OutT]":
+        """The outputs of one agent under one label."""
+        return AgentStore(self, label, record_type)
+
+
+class AgentStore(Generic[OutT]):
+    """Outputs of one agent under one label, in `agents/<agent>/<config hash>/part-*.parquet`.
+
+    Columns are `key` and the fields of the output record. Parts never change. The same
+    key may stand in two parts (two runs at once): the first part in name order is read, and as outputs are pure either
+    would be right. Safe to use from many threads.
+    """
+
+    def __init__(self, lake: Lake, label: AgentLabel, record_type: type[OutT]) -> None:
+        self.folder = f"agents/{label.agent}/{label.config_hash}"
+        self._lake = lake
+        self._label = label
+        self._record_type = record_type
+        self._schema = pa.schema([_KEY, *arrow_schema(record_type)])
+        self._lock = threading.RLock()
+        self._indexed: set[str] = set()
+        self._part_of: dict[str, str] = {}
+        self._is_loaded = False
+        self._has_label = False
+
+    def keys(self) -> frozenset[str]:
+        """Every key in the store, as of the last `refresh` (the first call refreshes) and this store's own appends."""
+        with self._lock:
+            if not self._is_loaded:
+                self.refresh()
+            return frozenset(self._part_of)
+
+    def refresh(self) -> None:
+        """Take in parts that others have written; raises LakeError for a part that does not open."""
+        with self._lock:
+            parts = [name for name in self._lake.names(self.folder) if _is_part(name)]
+            self._index(self._scan([name for name in parts if name not in self._indexed], ["key", _FILE], None))
+            self._indexed.update(parts)
+            self._is_loaded = True
+
+    def read(self, keys: Iterable[str]) -> dict[str, OutT]:
+        """The outputs of the given keys, from only the parts that hold them.
+
+        Raises LakeError where a key is not in the store.
+        """
+        wanted = set(keys)
+        with self._lock:
+            if missing := wanted - self.keys():
+                raise LakeError(f"{self._lake.path(self.folder)} holds no output for {len(missing)} of the keys asked")
+            part_of = {key: self._part_of[key] for key in wanted}
+        table = self._scan(sorted(set(part_of.values())), [*self._schema.names, _FILE], wanted)
+        outputs: dict[str, OutT] = {}
+        for row in table.to_pylist():
+            key, part = row.pop("key"), row.pop(_FILE).rsplit("/", 1)[-1]
+            if key not in outputs and part_of[key] == part:
+                outputs[key] = self._record_of(row, part)
+        return outputs
+
+    def append(self, rows: Sequence[tuple[str, OutT]]) -> None:
+        """Write the outputs as one new part, whole or not at all; no rows, no part."""
+        if not rows:
+            return
+        records = to_table([record for _, record in rows], self._record_type)
+        keys = pa.array([key for key, _ in rows], pa.string())
+        sink = io.BytesIO()
+        pq.write_table(pa.table([keys, *records.columns], schema=self._schema), sink, compression="zstd")
+        data = sink.getvalue()
+        name = f"part-{hashlib.sha256(data).hexdigest()[:32]}.parquet"
+        with self._lock:
+            self._write_label()
+            self._lake.put(f"{self.folder}/{name}", data)
+            self._indexed.add(name)
+            for key, _ in rows:
+                self._part_of[key] = min(name, self._part_of.get(key, name))
+
+    def _record_of(self, row: dict[str, object], part: str) -> OutT:
+        try:
+            return self._record_type.model_validate(row)
+        except ValidationError as error:
+            raise LakeError(
+                f"{self._lake.path(self.folder, part)} holds a row that is no {self._record_type.__name__}: "
+                f"{error.errors()[0]['msg']}; the agent's output changed without a new revision"
+            ) from error
+
+    def _write_label(self) -> None:
+        if self._has_label:
+            return
+        name = f"{self.folder}/label.json"
+        text = self._label.model_dump_json(indent=2).encode()
+        found = self._lake.get(name)
+        if found is None:
+            self._lake.put(name, text)
+        elif found != text:
+            raise LakeError(f"{self._lake.path(name)} is not the label of this agent; the folder was changed by hand")
+        self._has_label = True
+
+    def _index(self, table: pa.Table) -> None:
+        for key, path in zip(table["key"].to_pylist(), table[_FILE].to_pylist(), strict=True):
+            part = path.rsplit("/", 1)[-1]
+            self._part_of[key] = min(part, self._part_of.get(key, part))
+
+    def _scan(self, parts: Sequence[str], columns: list[str], keys: set[str] | None) -> pa.Table:
+        paths = [self._lake.path(self.folder, part) for part in parts]
+        chosen = None if keys is None else ds.field("key").isin(sorted(keys))
+        if not paths:
+            return pa.table({name: [] for name in columns})
+        try:
+            dataset = ds.dataset(paths, schema=self._schema, filesystem=self._lake.fs, format="parquet")
+            return dataset.to_table(columns=columns, filter=chosen)
+        except (OSError, pa.ArrowException) as error:
+            raise LakeError(self._what_is_torn(paths, error)) from error
+
+    def _what_is_torn(self, paths: Sequence[str], error: Exception) -> str:
+        for path in paths:
+            try:
+                with self._lake.fs.open(path, "rb") as file:
+                    pq.read_table(file, schema=self._schema)
+            except (OSError, pa.ArrowException) as reason:
+                text = str(reason).splitlines()[0]
+                return f"{path} is not a readable part ({text}); delete it and its outputs are computed again"
+        return f"cannot read {self._lake.path(self.folder)}: {error}"
+
+
+def _put_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith("part-") and name.endswith(".parquet")

@@ -1,0 +1,265 @@
+"""Pools put agents to work on jobs: the interface, the accounting of batches, and the form that runs in this process.
+
+Promises of every pool: jobs of the lowest priority number are served first, whoever calls; every job comes back once,
+as an output or as a failure; ids are checked; one bad job costs itself only, because the jobs of a batch that failed
+are tried again one by one.
+"""
+
+import contextlib
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, Self
+
+from infra.workbench import JobT, LogLine, OutT, PoolAgent, Workbench, WorkResult
+from schemas.record import Record
+
+MAX_BATCH_SIZE = 32
+
+FailureReason = Literal["agent_error", "agent_timeout", "agent_died"]
+
+
+class PoolError(RuntimeError):
+    """The pool itself cannot work: its agent does not start, its workers keep dying between jobs, or it is closed."""
+
+
+class JobFailure(Record):
+    """Why a job has no output; `attempts` is how often it was tried."""
+
+    reason: FailureReason
+    evidence: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[JobT, OutT]):
+    """A job and what became of it."""
+
+    job: JobT
+    result: OutT | JobFailure
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone(Generic[JobT, OutT]):
+    """A micro-batch of which every job is settled, in job order; `worker` served it last."""
+
+    outcomes: tuple[Outcome[JobT, OutT], ...]
+    log_lines: tuple[LogLine, ...]
+    busy_s: float
+    worker: str
+
+
+class PoolStats(Record):
+    """What a pool has done so far; `busy_s` is summed over workers, without calls that died or ran out of time."""
+
+    num_workers: int
+    busy_s: float
+    jobs_done: int
+    jobs_failed: int
+    worker_deaths: int
+
+
+class Pool(Protocol[JobT, OutT]):
+    """Workers that share a queue."""
+
+    def run(self, priority: int, jobs: Sequence[JobT]) -> Iterator[BatchDone[JobT, OutT]]:
+        """Serve the jobs in micro-batches, yielded as they finish; may be called from many threads at once.
+
+        Work begins when the first batch is asked for. Closing the iterator early abandons what is not finished.
+        Raises PoolError.
+        """
+
+    def stats(self) -> PoolStats:
+        """What was done so far."""
+
+    def close(self) -> None:
+        """Stop the workers; callers that still wait get a PoolError."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class Batch(Generic[JobT, OutT]):
+    """A micro-batch on its way: which of its jobs are settled, and how often each was tried."""
+
+    def __init__(self, jobs: Sequence[JobT], max_attempts: int) -> None:
+        self.jobs = tuple(jobs)
+        self._max_attempts = max_attempts
+        self._attempts = [0] * len(self.jobs)
+        self._results: dict[int, OutT | JobFailure] = {}
+        self._log_lines: list[LogLine] = []
+        self._busy_s = 0.0
+        self._worker = ""
+
+    @property
+    def all_positions(self) -> tuple[int, ...]:
+        """Every job of the batch by its place."""
+        return tuple(range(len(self.jobs)))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every job is settled."""
+        return len(self._results) == len(self.jobs)
+
+    def jobs_at(self, positions: Sequence[int]) -> list[JobT]:
+        """The jobs at some places."""
+        return [self.jobs[position] for position in positions]
+
+    def settle(self, positions: Sequence[int], work: WorkResult[OutT], worker: str) -> list[tuple[int, ...]]:
+        """Take in a call's result; returns what must be tried again, each alone."""
+        self._log_lines.extend(work.log_lines)
+        self._busy_s += work.busy_s
+        self._worker = worker
+        if work.outputs is None:
+            return self.fail(positions, "agent_error", work.error)
+        self._results.update(zip(positions, work.outputs, strict=True))
+        return []
+
+    def fail(self, positions: Sequence[int], reason: FailureReason, evidence: str) -> list[tuple[int, ...]]:
+        """Count an attempt that gave nothing; returns what must be tried again, each alone."""
+        again: list[tuple[int, ...]] = []
+        for position in positions:
+            self._attempts[position] += 1
+            if self._attempts[position] < self._max_attempts:
+                again.append((position,))
+                continue
+            self._results[position] = JobFailure(reason=reason, evidence=evidence, attempts=self._attempts[position])
+        return again
+
+    def done(self) -> BatchDone[JobT, OutT]:
+        """The settled batch."""
+        outcomes = tuple(Outcome(job, self._results[position]) for position, job in enumerate(self.jobs))
+        return BatchDone(outcomes, tuple(self._log_lines), self._busy_s, self._worker)
+
+
+class Tally:
+    """Running sums behind `PoolStats`, safe to use from many threads."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._lock = threading.Lock()
+        self._stats = PoolStats(num_workers=num_workers, busy_s=0.0, jobs_done=0, jobs_failed=0, worker_deaths=0)
+
+    def add(self, done: BatchDone[JobT, OutT]) -> None:
+        """Count a settled batch."""
+        failed = sum(isinstance(outcome.result, JobFailure) for outcome in done.outcomes)
+        self._add(busy_s=done.busy_s, jobs_done=len(done.outcomes) - failed, jobs_failed=failed)
+
+    def add_death(self) -> None:
+        """Count a worker that died or was killed for its time."""
+        self._add(worker_deaths=1)
+
+    def stats(self) -> PoolStats:
+        """The sums so far."""
+        with self._lock:
+            return self._stats
+
+    def _add(self, **amounts: float) -> None:
+        with self._lock:
+            sums = {name: getattr(self._stats, name) + amount for name, amount in amounts.items()}
+            self._stats = self._stats.model_copy(update=sums)
+
+
+class LocalPool(Generic[JobT, OutT]):
+    """One worker in this process: callers take turns, lowest priority number first.
+
+    Exceptions and ids are handled as in every pool. There is no time-out, and an agent that ends the process ends the
+    build: what must survive that runs on Ray. Logging levels are the host's.
+    """
+
+    def __init__(self, factory: Callable[[], PoolAgent[JobT, OutT]], *, batch_size: int, max_attempts: int = 2) -> None:
+        check_sizes(batch_size, max_attempts)
+        self._factory = factory
+        self._batch_size = batch_size
+        self._max_attempts = max_attempts
+        self._turns = _Turns()
+        self._bench: Workbench[JobT, OutT] | None = None
+        self._is_closed = False
+        self._tally = Tally(num_workers=1)
+
+    def run(self, priority: int, jobs: Sequence[JobT]) -> Iterator[BatchDone[JobT, OutT]]:
+        """Serve the jobs in order; see `Pool.run`."""
+        for batch in batches_of(jobs, self._batch_size):
+            state: Batch[JobT, OutT] = Batch(batch, self._max_attempts)
+            with self._turns.take(priority):
+                self._serve(state)
+            done = state.done()
+            self._tally.add(done)
+            yield done
+
+    def stats(self) -> PoolStats:
+        """What was done so far."""
+        return self._tally.stats()
+
+    def close(self) -> None:
+        """Close the agent once the batch in work is through."""
+        with self._turns.take(-1):
+            self._is_closed = True
+            if self._bench is not None:
+                self._bench.close()
+                self._bench = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _serve(self, batch: Batch[JobT, OutT]) -> None:
+        if self._is_closed:
+            raise PoolError("the pool is closed")
+        if self._bench is None:
+            try:
+                self._bench = Workbench(self._factory, own_thread_only=True)
+            except Exception as error:
+                raise PoolError(f"the agent does not start: {error}") from error
+        calls = [batch.all_positions]
+        while calls:
+            positions = calls.pop(0)
+            calls += batch.settle(positions, self._bench.work(batch.jobs_at(positions)), "local")
+
+
+def check_sizes(batch_size: int, max_attempts: int) -> None:
+    """Refuse sizes that no pool works with."""
+    if not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise ValueError(f"a batch holds 1 to {MAX_BATCH_SIZE} jobs, got {batch_size}")
+    if max_attempts < 2:
+        raise ValueError(
+            f"max_attempts must be 2 or more, so that a bad job fails without its batch; got {max_attempts}"
+        )
+
+
+def batches_of(jobs: Sequence[JobT], batch_size: int) -> list[Sequence[JobT]]:
+    """The jobs in slices of at most `batch_size`."""
+    return [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+
+
+class _Turns:
+    """One holder at a time; of those who wait, the lowest priority number comes next, then who came first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[int, int]] = []
+        self._count = itertools.count()
+        self._is_taken = False
+
+    @contextlib.contextmanager
+    def take(self, priority: int) -> Iterator[None]:
+        with self._changed:
+            ticket = (priority, next(self._count))
+            heapq.heappush(self._waiting, ticket)
+            try:
+                self._changed.wait_for(lambda: not self._is_taken and self._waiting[0] == ticket)
+                self._is_taken = True
+            finally:
+                self._waiting.remove(ticket)
+                heapq.heapify(self._waiting)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_taken = False
+                self._changed.notify_all()

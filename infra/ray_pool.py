@@ -1,0 +1,307 @@
+"""A pool of Ray actors: each loads its agent once and works through calls, lowest unit first.
+
+One thread per pool holds all of its state and takes events one after the other, so there is nothing to lock. Ray
+places, starts and kills processes; the order of work, the window, time-outs and the question of who killed a worker
+are decided here. Actors neither restart nor retry by themselves: with `max_restarts=0` a death is told within
+milliseconds and with its cause, and the pool starts a new actor.
+"""
+
+import contextlib
+import heapq
+import itertools
+import queue
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, Self
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
+
+from infra.pool import Batch, BatchDone, FailureReason, PoolError, PoolStats, Tally, batches_of, check_sizes
+from infra.ray_worker import RayWorker, WorkerPlace, death_text, stderr_tail
+from infra.workbench import JobT, OutT, PoolAgent, WorkResult, tail
+
+MAX_STRIKES = 3
+"""Losses in a row without a call to blame, for each worker of the pool, after which it gives up."""
+
+_CLOSE_S = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class _Run(Generic[JobT, OutT]):
+    priority: int
+    results: "queue.SimpleQueue[BatchDone[JobT, OutT] | PoolError]"
+
+
+@dataclass(order=True, slots=True)
+class _Call(Generic[JobT, OutT]):
+    """Some jobs of one batch, to be worked in one go; sorts by who is served first."""
+
+    priority: int
+    number: int
+    run: _Run[JobT, OutT] = field(compare=False)
+    batch: Batch[JobT, OutT] = field(compare=False)
+    positions: tuple[int, ...] = field(compare=False)
+
+
+@dataclass(eq=False, slots=True)
+class _Slot(Generic[JobT, OutT]):
+    """A worker as the pool sees it; `since_s` is when it was started or took up the first of `calls`."""
+
+    actor: Any
+    key: str
+    since_s: float
+    place: WorkerPlace | None = None
+    calls: "deque[_Call[JobT, OutT]]" = field(default_factory=deque)
+
+
+class RayPool(Generic[JobT, OutT]):
+    """Agents in Ray actors; see `infra.pool.Pool`. Ray must be running (`infra.ray_cluster.start_ray`).
+
+    `factory` must be picklable, `functools.partial` of a module-level function say. A call may take `timeout_s`
+    (a batch, or one job tried again); then its worker is killed. `window` calls are in flight per worker, one at work
+    and the rest behind it. `num_cpus` and `num_gpus` are what Ray sets aside for each worker; Ray sets
+    OMP_NUM_THREADS to the whole CPUs among them, at least 1. Workers start when there is work.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], PoolAgent[JobT, OutT]],
+        *,
+        num_workers: int,
+        batch_size: int,
+        timeout_s: float,
+        max_attempts: int = 2,
+        num_cpus: float = 1.0,
+        num_gpus: float = 0.0,
+        window: int = 2,
+        start_timeout_s: float = 600.0,
+    ) -> None:
+        check_sizes(batch_size, max_attempts)
+        if num_workers < 1 or window < 1:
+            raise ValueError(f"a pool needs a worker and a call in flight, got {num_workers} and {window}")
+        self._factory = factory
+        self._num_workers = num_workers
+        self._batch_size = batch_size
+        self._timeout_s = timeout_s
+        self._max_attempts = max_attempts
+        self._window = window
+        self._start_timeout_s = start_timeout_s
+        self._needs = f"{num_cpus:g} CPUs and {num_gpus:g} GPUs"
+        self._actor_class = ray.remote(RayWorker).options(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0
+        )
+        self._id = uuid.uuid4().hex[:12]
+        self._numbers = itertools.count()
+        self._tally = Tally(num_workers)
+        self._slots: list[_Slot[JobT, OutT]] = []
+        self._waiting: list[_Call[JobT, OutT]] = []
+        self._runs: set[_Run[JobT, OutT]] = set()
+        self._strikes = 0
+        self._error: PoolError | None = None
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="ray-pool", daemon=True)
+        self._thread.start()
+
+    def run(self, priority: int, jobs: Sequence[JobT]) -> Iterator[BatchDone[JobT, OutT]]:
+        """Serve the jobs; see `infra.pool.Pool.run`."""
+        batches = [Batch[JobT, OutT](slice_, self._max_attempts) for slice_ in batches_of(jobs, self._batch_size)]
+        run = _Run[JobT, OutT](priority, queue.SimpleQueue())
+        self._events.put(partial(self._submit, run, batches))
+        try:
+            for _ in batches:
+                yield self._next_result(run)
+        finally:
+            self._events.put(partial(self._drop, run))
+
+    def stats(self) -> PoolStats:
+        """What was done so far."""
+        return self._tally.stats()
+
+    def close(self) -> None:
+        """Close agents that are idle, kill workers that are not; callers that still wait get a PoolError."""
+        self._events.put(partial(self._stop, PoolError("the pool is closed")))
+        self._thread.join(timeout=3 * _CLOSE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _next_result(self, run: _Run[JobT, OutT]) -> BatchDone[JobT, OutT]:
+        while True:
+            try:
+                result = run.results.get(timeout=1.0)
+            except queue.Empty:
+                if not self._thread.is_alive():
+                    raise self._error or PoolError("the pool is closed") from None
+                continue
+            if isinstance(result, PoolError):
+                raise result
+            return result
+
+    # From here on everything runs in the pool's own thread.
+
+    def _loop(self) -> None:
+        try:
+            while self._error is None:
+                self._start_workers()
+                self._hand_out()
+                try:
+                    event = self._events.get(timeout=self._until_next_deadline_s())
+                except queue.Empty:
+                    self._kill_overdue()  # only with no answer left unread
+                else:
+                    event()
+        except BaseException as error:
+            self._stop(PoolError(f"the pool failed: {error!r}"))
+            raise
+
+    def _submit(self, run: _Run[JobT, OutT], batches: Sequence[Batch[JobT, OutT]]) -> None:
+        self._runs.add(run)
+        for batch in batches:
+            self._queue(run, batch, batch.all_positions)
+
+    def _queue(self, run: _Run[JobT, OutT], batch: Batch[JobT, OutT], positions: tuple[int, ...]) -> None:
+        if run in self._runs:
+            heapq.heappush(self._waiting, _Call(run.priority, next(self._numbers), run, batch, positions))
+
+    def _drop(self, run: _Run[JobT, OutT]) -> None:
+        self._runs.discard(run)
+        self._waiting = [call for call in self._waiting if call.run is not run]
+        heapq.heapify(self._waiting)
+
+    def _start_workers(self) -> None:
+        starting = sum(slot.place is None for slot in self._slots)
+        while len(self._slots) < self._num_workers and starting < len(self._waiting):
+            key = f"videorefer/{self._id}/{next(self._numbers)}"
+            slot = _Slot[JobT, OutT](self._actor_class.remote(self._factory, key), key, time.monotonic())
+            self._slots.append(slot)
+            self._watch(slot.actor.start.remote(), partial(self._started, slot))
+            starting += 1
+
+    def _watch(self, ref: Any, then: Callable[[Future[Any]], None]) -> None:
+        ref.future().add_done_callback(lambda future: self._events.put(partial(then, future)))
+
+    def _started(self, slot: _Slot[JobT, OutT], future: Future[WorkerPlace]) -> None:
+        if slot not in self._slots:
+            return
+        try:
+            place = future.result()
+        except RayError as error:
+            self._lose(slot, "agent_died", death_text(error))
+            return
+        if place.error:
+            self._stop(PoolError(f"the agent does not start: {place.error}"))
+            return
+        slot.place = place
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            free = [slot for slot in self._slots if slot.place and len(slot.calls) < self._window]
+            if not free:
+                return
+            slot = min(free, key=lambda slot: len(slot.calls))
+            call = heapq.heappop(self._waiting)
+            if not slot.calls:
+                slot.since_s = time.monotonic()
+            slot.calls.append(call)
+            ref = slot.actor.work.remote(call.number, call.batch.jobs_at(call.positions))
+            self._watch(ref, partial(self._worked, slot, call))
+
+    def _worked(self, slot: _Slot[JobT, OutT], call: _Call[JobT, OutT], future: Future[WorkResult[OutT]]) -> None:
+        if slot not in self._slots:
+            return
+        try:
+            work = future.result()
+        except RayTaskError as error:  # outside the agent: a result that does not pickle, say
+            work = WorkResult[OutT](None, tail(str(error)), (), 0.0)
+        except RayError as error:
+            self._lose(slot, "agent_died", death_text(error))
+            return
+        slot.calls.remove(call)
+        slot.since_s = time.monotonic()
+        self._strikes = 0
+        name = slot.place.name if slot.place else ""
+        self._settled(call, call.batch.settle(call.positions, work, name))
+
+    def _settled(self, call: _Call[JobT, OutT], again: Sequence[tuple[int, ...]]) -> None:
+        for positions in again:
+            self._queue(call.run, call.batch, positions)
+        if call.batch.is_done and call.run in self._runs:
+            done = call.batch.done()
+            self._tally.add(done)
+            call.run.results.put(done)
+
+    def _lose(self, slot: _Slot[JobT, OutT], reason: FailureReason, evidence: str) -> None:
+        """Take a worker out, blame the call that was at work, and queue the calls behind it as they were."""
+        self._slots.remove(slot)
+        self._tally.add_death()
+        at_work = _internal_kv_get(slot.key)
+        _end(slot)
+        evidence = f"{evidence}\n{stderr_tail(slot.place)}".rstrip()
+        has_culprit = False
+        for call in slot.calls:
+            if at_work is not None and call.number == int(at_work):
+                has_culprit = True
+                self._settled(call, call.batch.fail(call.positions, reason, evidence))
+            else:
+                self._queue(call.run, call.batch, call.positions)
+        self._strikes = 0 if has_culprit else self._strikes + 1
+        if self._strikes >= MAX_STRIKES * self._num_workers:
+            self._stop(
+                PoolError(f"{self._strikes} workers in a row were lost without a job at work; the last: {evidence}")
+            )
+
+    def _until_next_deadline_s(self) -> float | None:
+        deadlines = [slot.since_s + self._limit_s(slot) for slot in self._slots if slot.calls or not slot.place]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _limit_s(self, slot: _Slot[JobT, OutT]) -> float:
+        return self._timeout_s if slot.place else self._start_timeout_s
+
+    def _kill_overdue(self) -> None:
+        now = time.monotonic()
+        for slot in [slot for slot in self._slots if slot.calls or not slot.place]:
+            if now - slot.since_s < self._limit_s(slot):
+                continue
+            if slot.place:
+                self._lose(slot, "agent_timeout", f"no answer within {self._timeout_s:g} s; the worker was killed")
+            elif any(other.place for other in self._slots):
+                slot.since_s = now  # the others work on; a place may yet be found for this one
+            else:
+                has = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+                self._stop(
+                    PoolError(
+                        f"no worker was ready after {self._start_timeout_s:g} s; each needs {self._needs}, "
+                        f"the cluster has {has} and other pools share them"
+                    )
+                )
+
+    def _stop(self, error: PoolError) -> None:
+        if self._error is not None:
+            return
+        self._error = error
+        for run in self._runs:
+            run.results.put(error)
+        if ray.is_initialized():
+            with contextlib.suppress(RayError):
+                idle = [slot.actor.close.remote() for slot in self._slots if slot.place and not slot.calls]
+                ray.wait(idle, num_returns=len(idle), timeout=_CLOSE_S) if idle else None
+            for slot in self._slots:
+                _end(slot)
+        self._slots.clear()
+
+
+def _end(slot: _Slot[JobT, OutT]) -> None:
+    with contextlib.suppress(RayError, ValueError):
+        ray.kill(slot.actor)
+        _internal_kv_del(slot.key)

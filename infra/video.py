@@ -1,0 +1,190 @@
+"""Exact frames of a video by displayed index: seek to the key frame before, decode, hold stamps against those wanted.
+
+Frames are those that a full decode from the start shows, in the same order; `infra.video_index` numbers them.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from infra.video_index import (
+    VideoError,
+    VideoIndex,
+    VideoInfo,
+    decoded_frames,
+    index_of,
+    open_video,
+    quarter_turns,
+    video_sha256,
+)
+
+__all__ = ["Frames", "VideoError", "VideoInfo", "fitted_size", "iter_frames", "probe", "read_frames", "video_sha256"]
+
+Image = npt.NDArray[np.uint8]
+"""(height, width, 3) RGB."""
+Frames = npt.NDArray[np.uint8]
+"""(N, height, width, 3) RGB."""
+
+_MAX_GAP_FRAMES = 16
+"""Up to this many unwanted frames before the next group's key frame, going on costs less than a seek and a flush."""
+
+_SEEK_TRIES = 3
+"""Key frames tried, each before the last, until a seek lands at or before the wanted one."""
+
+
+def probe(path: Path) -> VideoInfo:
+    """What a file holds. Raises VideoError (missing_file, unreadable_video, no_video_stream, still_image)."""
+    return index_of(path).info
+
+
+def read_frames(path: Path, frame_idx: Sequence[int], long_side_px: int) -> Frames:
+    """The frames at displayed indices `frame_idx`, in that order (repeats allowed), as (N, height, width, 3) RGB.
+
+    They are turned as the file's rotation says and shrunk, by area averaging, so that no side exceeds `long_side_px`;
+    frames already within the limit keep their size. Raises VideoError where the file does not hold one of them or it
+    does not decode.
+    """
+    height_px, width_px = fitted_size(probe(path), long_side_px)
+    frames = np.empty((len(frame_idx), height_px, width_px, 3), np.uint8)
+    asked = np.asarray(frame_idx, np.int64)
+    for index, image in iter_frames(path, frame_idx, long_side_px):
+        frames[asked == index] = image
+    return frames
+
+
+def iter_frames(path: Path, frame_idx: Sequence[int], long_side_px: int) -> Iterator[tuple[int, Image]]:
+    """Each frame of `frame_idx` once, in displayed order, as (index, image), one in memory at a time.
+
+    Otherwise as `read_frames`.
+    """
+    index = index_of(path)
+    wanted = sorted(set(frame_idx))
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < index.info.num_frames:
+        asked = f"frames {wanted[0]} to {wanted[-1]} were asked for"
+        raise VideoError("unreadable_video", f"{path.name}: {asked}; the file holds 0 to {index.info.num_frames - 1}")
+    size_px = fitted_size(index.info, long_side_px)
+    found = 0
+    for frame in _by_seeking(path, index, wanted):
+        yield wanted[found], _image(frame, size_px)
+        found += 1
+    for frame in _from_start(path, index, wanted[found:]):
+        yield wanted[found], _image(frame, size_px)
+        found += 1
+
+
+def fitted_size(info: VideoInfo, long_side_px: int) -> tuple[int, int]:
+    """Height and width of a video's frames once no side exceeds `long_side_px`."""
+    if long_side_px < 1:
+        raise ValueError(f"long_side_px must be at least 1, got {long_side_px}")
+    scale = min(1.0, long_side_px / max(info.height_px, info.width_px))
+    return max(1, round(info.height_px * scale)), max(1, round(info.width_px * scale))
+
+
+def _by_seeking(path: Path, index: VideoIndex, wanted: Sequence[int]) -> Iterator[Any]:
+    """The wanted frames in order, up to the first that does not turn up where its stamp says."""
+    if index.frame_pts is None or not len(index.key_pts) or not wanted:
+        return
+    container, stream = open_video(path)
+    with container:
+        for key, group in _groups(index, index.frame_pts, wanted):
+            packets = _packets_from(container, stream, index, key)
+            todo = index.frame_pts[group].tolist()
+            for frame in decoded_frames(packets, stream):
+                if frame.pts is None or frame.pts > todo[0]:
+                    return
+                if frame.pts == todo[0]:
+                    yield frame
+                    todo.pop(0)
+                    if not todo:
+                        break
+            if todo:
+                return
+
+
+def _groups(
+    index: VideoIndex, frame_pts: npt.NDArray[np.int64], wanted: Sequence[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """Runs of wanted frames to decode from one key frame each, as (number of the key frame, frames).
+
+    A frame's key frame is the last one shown at or before it: leading frames of an open group, which follow a key
+    frame in the file but are shown before it, need the group before.
+    """
+    keys = np.maximum(np.searchsorted(index.key_pts, frame_pts[wanted], side="right") - 1, 0).tolist()
+    key_frames = np.searchsorted(frame_pts, index.key_pts).tolist()
+    first_key, group = keys[0], [wanted[0]]
+    for key, frame in zip(keys[1:], wanted[1:], strict=True):
+        if key_frames[key] - group[-1] > _MAX_GAP_FRAMES:
+            yield first_key, group
+            first_key, group = key, []
+        group.append(frame)
+    yield first_key, group
+
+
+def _packets_from(container: Any, stream: Any, index: VideoIndex, key: int) -> Iterator[Any]:
+    """Packets from at or before key frame `key` in the file; none where seeking does not get there.
+
+    Demuxers seek by decoding stamp, presentation stamp or byte, so where a seek landed is read off the first packet.
+    """
+    if key == 0:  # groups rise, so nothing has been read yet
+        return iter(container.demux(stream))
+    key_rank = index.rank(int(index.key_pts[key]))
+    for earlier in range(key, max(key - _SEEK_TRIES, -1), -1):
+        try:
+            container.seek(int(index.key_pts[earlier]), stream=stream)
+            # a seek by byte may land inside a packet, of which the rest comes without its stamp
+            packets = itertools.dropwhile(lambda packet: index.rank(packet.pts) is None, container.demux(stream))
+            first = next(packets)
+        except (av.FFmpegError, StopIteration):
+            break
+        rank = index.rank(first.pts)
+        if rank is not None and key_rank is not None and rank <= key_rank:
+            return _as_indexed(itertools.chain((first,), packets), index, rank)
+    return iter(())
+
+
+def _as_indexed(packets: Iterator[Any], index: VideoIndex, rank: int) -> Iterator[Any]:
+    """Packets while they are those that the index saw from `rank` on.
+
+    After a seek in a program stream FFmpeg may stamp packets otherwise than in a read from the start.
+    """
+    for packet in packets:
+        if packet.size and (index.rank(packet.pts) != rank or packet.size != index.packet_size[rank]):
+            return
+        yield packet
+        rank += 1
+
+
+def _from_start(path: Path, index: VideoIndex, wanted: Sequence[int]) -> Iterator[Any]:
+    """The wanted frames in order, by decoding everything before them."""
+    if not wanted:
+        return
+    marks: list[int] = list(wanted) if index.frame_pts is None else index.frame_pts[wanted].tolist()
+    found = 0
+    container, stream = open_video(path)
+    with container:
+        for count, frame in enumerate(decoded_frames(container.demux(stream), stream)):
+            if marks[found] == (count if index.frame_pts is None else frame.pts):
+                yield frame
+                found += 1
+                if found == len(marks):
+                    return
+    raise VideoError("unreadable_video", f"{path.name}: frame {wanted[found]} does not decode")
+
+
+def _image(frame: Any, size_px: tuple[int, int]) -> Image:
+    image: Image = frame.to_ndarray(format="rgb24")
+    turns = quarter_turns(frame)
+    if turns is not None:
+        if turns[0, 0] == 0:
+            image = image.transpose(1, 0, 2)
+        image = image[:: 1 if turns[:, 1].sum() >= 0 else -1, :: 1 if turns[:, 0].sum() >= 0 else -1]
+    image = np.ascontiguousarray(image)
+    if image.shape[:2] == size_px:
+        return image
+    return np.asarray(cv2.resize(image, size_px[::-1], interpolation=cv2.INTER_AREA), np.uint8)

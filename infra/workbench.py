@@ -1,0 +1,136 @@
+"""The workbench: an agent in the process that does the work, its exceptions and log lines made into values."""
+
+import contextlib
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from schemas.record import Record
+
+JobT = TypeVar("JobT", bound=Record)
+OutT = TypeVar("OutT", bound=Record)
+JobT_contra = TypeVar("JobT_contra", bound=Record, contravariant=True)
+
+_MAX_LOG_LINES = 500
+_EVIDENCE_CHARS = 1500
+
+
+class PoolAgent(Protocol[JobT_contra, OutT]):
+    """What a pool needs of an agent."""
+
+    def setup(self) -> None:
+        """Load what is heavy; called once, where the work is done."""
+
+    def process(self, jobs: Sequence[JobT_contra]) -> list[OutT]:
+        """One output per job, in order, each with its job's clip id."""
+
+    def close(self) -> None:
+        """Free what `setup` took."""
+
+
+class LogLine(Record):
+    """A line that an agent logged; `level` is that of the logging module."""
+
+    level: int
+    logger: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkResult(Generic[OutT]):
+    """What one call of an agent gave: outputs in job order, or None and the exception's text."""
+
+    outputs: list[OutT] | None
+    error: str
+    log_lines: tuple[LogLine, ...]
+    busy_s: float
+
+
+class Workbench(Generic[JobT, OutT]):
+    """An agent in the process that does the work, its exceptions turned into text and its log lines collected.
+
+    Only lines of the calling thread are taken where `own_thread_only`, for processes that do other things besides.
+    """
+
+    def __init__(self, factory: Callable[[], PoolAgent[JobT, OutT]], own_thread_only: bool) -> None:
+        self._own_thread_only = own_thread_only
+        with _captured_logs(own_thread_only) as lines:
+            self._agent = factory()
+            self._agent.setup()
+        self._setup_lines = lines
+
+    def work(self, jobs: Sequence[JobT]) -> WorkResult[OutT]:
+        """Call the agent; never raises an Exception."""
+        start = time.perf_counter()
+        outputs: list[OutT] | None = None
+        error = ""
+        with _captured_logs(self._own_thread_only) as lines:
+            try:
+                outputs = list(self._agent.process(jobs))
+                _check_ids(jobs, outputs)
+            except Exception as raised:  # noqa: BLE001 - whatever an agent raises costs its jobs, not the build
+                outputs, error = None, error_text(raised)
+        log_lines, self._setup_lines = (*self._setup_lines, *lines), []
+        return WorkResult(outputs, error, log_lines, time.perf_counter() - start)
+
+    def close(self) -> None:
+        """Close the agent."""
+        self._agent.close()
+
+
+def error_text(error: BaseException) -> str:
+    """An exception and the tail of its traceback, short enough to stand as evidence."""
+    summary = "".join(traceback.format_exception_only(error)).strip()
+    trace = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    return f"{tail(summary)}\n{tail(trace)}".rstrip()
+
+
+def tail(text: str) -> str:
+    """The end of a long text."""
+    return text if len(text) <= _EVIDENCE_CHARS else f"... {text[-_EVIDENCE_CHARS:]}"
+
+
+def _check_ids(jobs: Sequence[Record], outputs: Sequence[Record]) -> None:
+    if len(outputs) != len(jobs):
+        raise ValueError(f"the agent gave {len(outputs)} outputs for {len(jobs)} jobs")
+    for job, output in zip(jobs, outputs, strict=True):
+        wanted, got = clip_id_of(job), clip_id_of(output)
+        if wanted != got:
+            raise ValueError(f"the agent answered clip {wanted} with an output for clip {got}")
+
+
+def clip_id_of(record: object) -> str:
+    """The clip that a job or an output is about: its own `clip_id`, or that of its `clip`."""
+    clip_id = getattr(getattr(record, "clip", record), "clip_id", None)
+    if not isinstance(clip_id, str):
+        raise TypeError(f"{type(record).__name__} has no clip_id")
+    return clip_id
+
+
+class _LogCollector(logging.Handler):
+    def __init__(self, lines: list[LogLine], thread_id: int | None) -> None:
+        super().__init__()
+        self._lines = lines
+        self._thread_id = thread_id
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._thread_id not in (None, record.thread) or len(self._lines) >= _MAX_LOG_LINES:
+            return
+        self._lines.append(LogLine(level=record.levelno, logger=record.name, message=self.format(record)))
+
+
+@contextlib.contextmanager
+def _captured_logs(own_thread_only: bool) -> Iterator[list[LogLine]]:
+    """What is logged meanwhile, up to a bound that no sane call reaches."""
+    lines: list[LogLine] = []
+    collector = _LogCollector(lines, threading.get_ident() if own_thread_only else None)
+    root = logging.getLogger()
+    root.addHandler(collector)
+    try:
+        yield lines
+    finally:
+        root.removeHandler(collector)

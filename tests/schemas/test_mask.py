@@ -1,0 +1,134 @@
+"""The mask codec writes what pycocotools writes, and what the format says."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco
+
+from schemas.mask import area_px, box_xyxy_px, decode, encode, iou, run_lengths
+
+masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
+pairs_of_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24).flatmap(
+    lambda shape: st.lists(hnp.arrays(np.bool_, shape), min_size=2, max_size=4)
+)
+quick = settings(max_examples=80, deadline=None)
+
+
+def reference_runs(mask: np.ndarray) -> list[int]:
+    """Run lengths down the columns, background first (zero where the first pixel is on the object)."""
+    runs, current, length = [], False, 0
+    height, width = mask.shape
+    for x in range(width):
+        for y in range(height):
+            if bool(mask[y, x]) != current:
+                runs.append(length)
+                current, length = not current, 0
+            length += 1
+    return [*runs, length]
+
+
+def reference_string(runs: list[int]) -> str:
+    """Signed groups of five bits, low first; from the fourth run on the difference to the run before last."""
+    text = ""
+    for position, run in enumerate(runs):
+        value = run - runs[position - 2] if position > 2 else run
+        while True:
+            group = value & 31
+            value >>= 5
+            done = value == (-1 if group & 16 else 0)
+            text += chr(48 + (group if done else group | 32))
+            if done:
+                break
+    return text
+
+
+@quick
+@given(masks)
+def test_counts_are_those_of_pycocotools_and_of_the_format(mask: np.ndarray) -> None:
+    runs = reference_runs(mask)
+    counts = encode(mask)
+    assert counts == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    assert counts == reference_string(runs)
+    assert run_lengths(counts) == runs
+    assert np.array_equal(decode(counts, *mask.shape), mask)
+
+
+@quick
+@given(masks)
+def test_area_and_box_are_those_of_the_pixels(mask: np.ndarray) -> None:
+    counts = encode(mask)
+    ys, xs = np.nonzero(mask)
+    box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0)
+    assert area_px(counts) == mask.sum()
+    assert box_xyxy_px(counts, *mask.shape) == box
+
+
+@quick
+@given(pairs_of_masks)
+def test_iou_is_that_of_the_pixels(several: list[np.ndarray]) -> None:
+    left, right = several[:1], several[1:]
+    got = iou([encode(m) for m in left], [encode(m) for m in right], *several[0].shape)
+    unions = [(left[0] | m).sum() for m in right]
+    wanted = [[(left[0] & m).sum() / union if union else 0.0 for m, union in zip(right, unions, strict=True)]]
+    np.testing.assert_allclose(got, wanted)
+
+
+def test_iou_with_no_masks_has_an_empty_side() -> None:
+    assert iou([], ["04"], 2, 2).shape == (0, 1)
+    assert iou(["04"], [], 2, 2).shape == (1, 0)
+
+
+def test_long_runs_need_several_characters() -> None:
+    mask = np.zeros((700, 900), np.bool_)
+    mask[600, 800] = True
+    counts = encode(mask)
+    assert run_lengths(counts) == [800 * 700 + 600, 1, 700 * 900 - 800 * 700 - 601]
+    assert np.array_equal(decode(counts, 700, 900), mask)
+
+
+def test_any_non_zero_dtype_is_the_object() -> None:
+    mask = np.eye(4)
+    assert encode(mask.astype(np.uint8)) == encode(mask.astype(np.bool_)) == encode(np.asfortranarray(mask))
+
+
+@pytest.mark.parametrize("size", [(3, 5), (4, 3), (1, 1), (400, 400)])
+def test_counts_of_another_size_are_refused(size: tuple[int, int]) -> None:
+    counts = encode(np.ones((4, 4), np.bool_))
+    with pytest.raises(ValueError, match="RLE covers 16 pixels"):
+        decode(counts, *size)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("0 4", id="space"),
+        pytest.param("P", id="ends in the middle of a run"),
+        pytest.param("é", id="not ascii"),
+        pytest.param("\x00", id="control character"),
+        pytest.param("O5", id="negative run"),
+        pytest.param("44", id="too short"),
+    ],
+)
+def test_malformed_counts_are_refused(counts: str) -> None:
+    with pytest.raises(ValueError, match=r"RLE covers|COCO counts"):
+        decode(counts, 2, 2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12))
+def test_any_string_is_decoded_or_refused(counts: str) -> None:
+    try:
+        mask = decode(counts, 3, 4)
+    except ValueError:
+        return
+    assert mask.shape == (3, 4)
+    assert mask.sum() == area_px(counts)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2, 1)])
+def test_only_two_dimensions_make_a_mask(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="2 dimensions"):
+        encode(np.zeros(shape, np.bool_))

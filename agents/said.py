@@ -48,8 +48,8 @@ class Nominal:
 def nominals(doc: Any) -> list[Nominal]:
     """Every noun chunk of a parse, in order; "a pair of birds" is one."""
     found: list[Nominal] = []
-    for chunk in doc.noun_chunks:
-        item = _nominal(chunk)
+    read = [_nominal(chunk) for chunk in doc.noun_chunks] + [item for token in doc if (item := _hidden(token))]
+    for item in sorted(read, key=lambda item: item.start):
         before = found[-1] if found else None
         if before and lemma_of(before.noun) in QUANTIFIERS and _is_of(before.noun, item.noun):
             found[-1] = Nominal(before.start, item.end, item.noun, item.misread_verb, before.noun)
@@ -109,6 +109,18 @@ def _nominal(chunk: Any) -> Nominal:
     if root.tag_ == "NNS" and singular_article and before is not None and before.dep_ == "compound":
         return Nominal(chunk.start, root.i, before, misread_verb=root)
     return Nominal(chunk.start, chunk.end, root)
+
+
+def _hidden(token: Any) -> Nominal | None:
+    """The noun of "A bus moves", where "bus" is read as a compound of a verb and so is in no chunk."""
+    if token.pos_ not in ("VERB", "AUX") or token.i == 0 or token.nbor(-1).dep_ != "compound":
+        return None
+    noun = token.nbor(-1)
+    if noun.pos_ not in ("NOUN", "PROPN") or noun.head.i != token.i:
+        return None
+    parts = [child.i for owner in (noun, token) for child in owner.children if child.dep_ in ("det", "amod", "nummod")]
+    start = min([i for i in parts if i < noun.i], default=noun.i)
+    return Nominal(start, token.i, noun, misread_verb=token)
 
 
 def _is_of(quantifier: Any, noun: Any) -> bool:
@@ -209,8 +221,9 @@ def _directions(verb: Any) -> Iterator[Direction]:
         return
     if lemma in VERB_DIRECTIONS:
         yield VERB_DIRECTIONS[lemma]
-    for token in verb.subtree:
-        if token.i > verb.i and _governing_verb(token) == verb.i:
+    for token in verb.doc[verb.i + 1 : verb.sent.end]:
+        # an adverb at the verb is its own whatever the parse says ("goes left" is often read as a passive of "leave")
+        if token.i == verb.i + 1 or (verb.is_ancestor(token) and _governing_verb(token) == verb.i):
             yield from _direction_at(token, lemma)
 
 

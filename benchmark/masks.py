@@ -2,8 +2,8 @@
 
 J is the intersection over union (Perazzi et al. 2016, eq. 1). F is the harmonic mean of precision and recall of the
 boundary pixels that find a partner within a tolerance of 0.8 % of the frame's diagonal (eq. 2), here with a disk
-dilation as in the benchmark's own code. Over a track, both are means over the frames that the truth annotates. DAVIS leaves out the
-first frame, which its methods are given; here nothing is given, so every frame counts.
+dilation as in the benchmark's own code. Over a track, both are means over the frames that the truth annotates. DAVIS
+leaves out the first frame, which its methods are given; here nothing is given, so every frame counts.
 """
 
 import math

@@ -77,7 +77,7 @@ class _Showcase:
         )
         self.samples = pick_samples([*self.samples, *samples])
         self.drops = pick_drops([*self.drops, *entries])
-        shown = {item.clip_id for item in (*self.samples, *self.drops)}
+        shown = {sample.clip_id for sample in self.samples} | {entry.clip_id for entry in self.drops}
         held = self.outputs | {outputs.clip.clip_id: outputs for outputs in chunk}
         self.outputs = {clip_id: outputs for clip_id, outputs in held.items() if clip_id in shown}
 

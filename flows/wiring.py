@@ -56,7 +56,7 @@ def make_agent(role: Role, profile: Profile, site: Site) -> AnyAgent:
     frames = DecodeCache(Path(site.videos_root), Path(site.frames_dir), profile.decode_cache_mib * 2**20)
     match role:
         case "analyzer":
-            return Analyzer(profile.analyzer.config, SpacyNouns(), MiniLm(), COCO_CLASSES)
+            return Analyzer(profile.analyzer.config, SpacyNouns(), MiniLm(), tuple(COCO_CLASSES.values()))
         case "segmenter":
             return Segmenter(profile.segmenter.config, _tracker(profile, site, frames), frames)
         case "annotator":

@@ -14,6 +14,7 @@ from schemas.record import BoxXyxyPx
 _DRIFT_IOU = 0.5
 _BOX_MARGIN = 0.15
 _FAR_FRAMES = 40
+_DOUBT_PER_FRAME = 0.02
 
 
 @dataclass(frozen=True)
@@ -27,27 +28,23 @@ class MaskTrack:
 def choose_key_frames(tracks: Sequence[BoxTrack], count: int) -> list[int]:
     """Up to `count` frames to segment, such that all boxes of all tracks are few frames from a segmented one.
 
-    Greedy: each next frame is the one that shortens the way most. A frame serves a track only where a detection
-    supports it, and only within the run of frames in which the track stays in sight.
+    The k-medians problem, solved by adding the best frame until there are `count` and then swapping frames while that
+    helps. A frame serves a track only where a detection supports it, and only within the run of frames in which the
+    track stays in sight.
     """
-    away: list[dict[int, float]] = [dict.fromkeys(track.boxes, float(_FAR_FRAMES)) for track in tracks]
-    runs = [_runs(track.boxes) for track in tracks]
     candidates = sorted({frame for track in tracks for frame in track.support})
+    if not candidates:
+        return []
+    away = np.array([_ways(key, tracks) for key in candidates])
     chosen: list[int] = []
-    while len(chosen) < count:
-        gains = {
-            key: sum(_gain(key, track, run, far) for track, run, far in zip(tracks, runs, away, strict=True))
-            for key in candidates
-            if key not in chosen
-        }
-        best = max(gains, key=lambda key: (gains[key], -key), default=None)
-        if best is None or gains[best] <= 0:
+    for _ in range(min(count, len(candidates))):
+        best = int(np.argmin([away[[*chosen, other]].min(axis=0).sum() for other in range(len(candidates))]))
+        if best in chosen:
             break
         chosen.append(best)
-        for track, run, far in zip(tracks, runs, away, strict=True):
-            for frame in _reach(best, track, run):
-                far[frame] = min(far[frame], abs(frame - best))
-    return sorted(chosen)
+    while (swap := _better_swap(away, chosen)) is not None:
+        chosen = swap
+    return sorted(candidates[index] for index in chosen)
 
 
 def carry_masks(track: BoxTrack, key_masks: Mapping[int, SoftMask], flow: FlowField) -> MaskTrack:
@@ -152,21 +149,29 @@ def _blend(
     sides = [(anchor, *carried[anchor, frame]) for anchor in sorted(anchors) if (anchor, frame) in carried]
     if len(sides) == 1:
         anchor, mask, strayed = sides[0]
-        return mask, min(1.0, strayed + 0.01 * abs(frame - anchor))
+        return mask, min(1.0, strayed + _DOUBT_PER_FRAME * abs(frame - anchor))
     (before, old, strayed_old), (after, new, strayed_new) = sides
     nearness = (frame - before) / (after - before)
     differs = 1.0 - mask_iou(old > 0.5, new > 0.5)
     return old * (1 - nearness) + new * nearness, min(1.0, max(differs, strayed_old, strayed_new))
 
 
-def _gain(key: int, track: BoxTrack, runs: Sequence[Sequence[int]], away: Mapping[int, float]) -> float:
-    return sum(max(0.0, away[frame] - abs(frame - key)) for frame in _reach(key, track, runs))
+def _ways(key: int, tracks: Sequence[BoxTrack]) -> list[int]:
+    """For every box of every track how many frames it is from `key`, `_FAR_FRAMES` where that does not serve it."""
+    ways = []
+    for track in tracks:
+        for run in _runs(track.boxes):
+            serves = key in track.support and run[0] <= key <= run[-1]
+            ways += [min(abs(frame - key), _FAR_FRAMES) if serves else _FAR_FRAMES for frame in run]
+    return ways
 
 
-def _reach(key: int, track: BoxTrack, runs: Sequence[Sequence[int]]) -> Sequence[int]:
-    if key not in track.support:
-        return ()
-    return next((run for run in runs if run[0] <= key <= run[-1]), ())
+def _better_swap(away: npt.NDArray[np.int64], chosen: Sequence[int]) -> list[int] | None:
+    """The chosen rows with the one replaced that shortens all ways most; None where no swap does."""
+    now = away[list(chosen)].min(axis=0).sum()
+    swaps = [[*chosen[:i], other, *chosen[i + 1 :]] for i in range(len(chosen)) for other in range(len(away))]
+    best = min(swaps, key=lambda rows: int(away[rows].min(axis=0).sum()))
+    return best if away[best].min(axis=0).sum() < now else None
 
 
 def _runs(boxes: Mapping[int, BoxXyxyPx]) -> list[list[int]]:

@@ -76,7 +76,7 @@ def test_leaves_out_what_is_never_seen_in_the_span(root):
 
 def test_a_video_without_truth_of_its_own_is_refused(root):
     truth_path(root / "sub" / "a.mp4").rename(truth_path(root / "sub" / "b.mp4"))
-    with pytest.raises(ValueError, match="a.truth.json is missing"):
+    with pytest.raises(ValueError, match=r"a\.truth\.json is missing"):
         PaintedTruth(root).track(clip(0, 3), ["cat"])
     truth_path(root / "sub" / "b.mp4").rename(truth_path(root / "sub" / "a.mp4"))
     text = truth_path(root / "sub" / "a.mp4").read_text().replace("a.mp4", "z.mp4")

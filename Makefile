@@ -33,7 +33,7 @@ quality: install  ## masks, recall and motion of the embedded segmenter on synth
 	$(BIN)/python -m pytest -q -m slow -s tests/flows/test_quality.py
 
 perf: install  ## ratios against peers, one run
-	$(BIN)/python -m perf
+	$(BIN)/python perf/decode.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -15,6 +15,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
@@ -77,9 +78,14 @@ def publish_task(plan: Plan, run: BuildRun, source: str, lake: Lake, profile: Pr
     return result
 
 
+def _run_name() -> str:
+    source = Path(flow_run.parameters["source"])
+    return "build " + "/".join(source.parts[-2:])
+
+
 @flow(
     name="build",
-    flow_run_name="build {source}",
+    flow_run_name=_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=64),  # type: ignore[arg-type]
     persist_result=False,
 )

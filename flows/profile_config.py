@@ -123,16 +123,16 @@ def load_profile(name_or_file: str) -> Profile:
     unknown key the nearest valid one is named.
     """
     if name_or_file in shipped_profiles():
-        text = (files("flows") / "profiles" / f"{name_or_file}.toml").read_text()
+        content = (files("flows") / "profiles" / f"{name_or_file}.toml").read_bytes()
     elif Path(name_or_file).is_file():
-        text = Path(name_or_file).read_text()
+        content = Path(name_or_file).read_bytes()
     else:
         raise ProfileError(
             f"no profile {name_or_file!r}: give one of {', '.join(shipped_profiles())}, or the path of a TOML file"
         )
     try:
-        return Profile.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        return Profile.model_validate(tomllib.loads(content.decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"profile {name_or_file}: not TOML: {error}") from error
     except ValidationError as error:
         raise ProfileError(f"profile {name_or_file}: {_one_line(error)}") from error
@@ -141,6 +141,8 @@ def load_profile(name_or_file: str) -> Profile:
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{where}: {first['msg']}"
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg']}, got {first['input']!r}"
     near = difflib.get_close_matches(where, list(_keys(Profile)), n=1, cutoff=0.0)

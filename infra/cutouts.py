@@ -36,7 +36,7 @@ _TINTS_RGB: dict[Colour, tuple[int, int, int]] = {
     "pink": (245, 140, 180),
     "brown": (115, 70, 35),
 }
-_CONTRAST = 0.6
+_CONTRAST = 0.85
 """How much of the photo's own lightness a tint keeps; more would turn lights white and shadows black."""
 
 
@@ -93,17 +93,15 @@ def packaged_image(weight: str, frame_idx: int | None) -> npt.NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
-def tinted(rgba: Rgba, colour: Colour) -> Rgba:
-    """The crop in shades of one colour: its lightness pattern around the colour's own lightness, in CIELAB.
-
-    Hue and chroma are the colour's everywhere; alpha stays.
-    """
+def tinted(rgba: Rgba, colour: Colour, base: float = 0.7) -> Rgba:
     lab = cv2.cvtColor(rgba[..., :3].astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB)
     target = np.array([[_TINTS_RGB[colour]]], dtype=np.float32) / 255.0
-    target_lab = cv2.cvtColor(target, cv2.COLOR_RGB2LAB)[0, 0]
-    middle = np.median(lab[..., 0][rgba[..., 3] > 0])
-    shaded = np.empty_like(lab)
-    shaded[..., 0] = np.clip(target_lab[0] + _CONTRAST * (lab[..., 0] - middle), 0, 100)
-    shaded[..., 1:] = target_lab[1:]
+    light, *chroma = cv2.cvtColor(target, cv2.COLOR_RGB2LAB)[0, 0]
+    shaded = lab.copy()
+    shift = 0.3 * (light - np.median(lab[..., 0][rgba[..., 3] > 0]))
+    chroma_w = np.clip((np.hypot(lab[..., 1], lab[..., 2]) - 12) / 15, 0, 1)
+    share = (base + (1 - base) * chroma_w) * np.clip((lab[..., 0] - 10) / 20, 0, 1) * np.clip((95 - lab[..., 0]) / 25, 0, 1)
+    shaded[..., 0] = np.clip(lab[..., 0] + shift, 0, 100)
+    shaded[..., 1:] += share[..., None] * (np.array(chroma) - lab[..., 1:])
     rgb = np.clip(cv2.cvtColor(shaded, cv2.COLOR_LAB2RGB), 0.0, 1.0)
     return np.dstack([np.round(rgb * 255).astype(np.uint8), rgba[..., 3]])

@@ -15,6 +15,7 @@ JobT = TypeVar("JobT", bound=Record)
 OutT = TypeVar("OutT", bound=Record)
 JobT_contra = TypeVar("JobT_contra", bound=Record, contravariant=True)
 
+_LOG = logging.getLogger("worker")
 _MAX_LOG_LINES = 500
 _EVIDENCE_CHARS = 1500
 
@@ -59,8 +60,10 @@ class Workbench(Generic[JobT, OutT]):
     def __init__(self, factory: Callable[[], PoolAgent[JobT, OutT]], own_thread_only: bool) -> None:
         self._own_thread_only = own_thread_only
         with _captured_logs(own_thread_only) as lines:
+            start = time.perf_counter()
             self._agent = factory()
             self._agent.setup()
+            _LOG.info("%s ready in %.1f s", type(self._agent).__name__, time.perf_counter() - start)
         self._setup_lines = lines
 
     def work(self, jobs: Sequence[JobT]) -> WorkResult[OutT]:
@@ -72,6 +75,7 @@ class Workbench(Generic[JobT, OutT]):
             try:
                 outputs = list(self._agent.process(jobs))
                 _check_ids(jobs, outputs)
+                _LOG.info("clips %s in %.2f s", " ".join(map(clip_id_of, jobs)), time.perf_counter() - start)
             except Exception as raised:  # noqa: BLE001 - whatever an agent raises costs its jobs, not the build
                 outputs, error = None, error_text(raised)
         log_lines, self._setup_lines = (*self._setup_lines, *lines), []

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from agents.assignment import FORBIDDEN, best_assignment
 from agents.base import Detection, Frames, Image
+from agents.engines.boxes import box_distance, box_iou, is_in_sight, mixed_box
 from agents.engines.flow_field import FlowField
 from schemas.record import BoxXyxyPx, Record, Share
 
@@ -44,7 +45,7 @@ class BoxTrackConfig(Record):
     min_iou: Share = 0.25
     min_likeness: Share = 0.45
     min_confidence: Share = 0.5
-    max_missed: int = Field(default=4, ge=0)
+    max_missed: int = Field(default=3, ge=0)
     max_tail: int = Field(default=1, ge=0)
     max_lost_s: float = Field(default=2.0, ge=0)
     max_bridge_s: float = Field(default=0.6, ge=0)
@@ -128,7 +129,7 @@ class BoxLinker:
         A supported frame may always be left by one step; farther on the picture must stay like the object.
         """
         predicted = self._flow.predict_box(track.boxes[source], source, target)
-        if not _is_inside(predicted.box_xyxy_px, self._flow.height_px, self._flow.width_px):
+        if not is_in_sight(predicted.box_xyxy_px, self._flow.height_px, self._flow.width_px):
             return None
         if source in track.support:
             return predicted.box_xyxy_px
@@ -173,14 +174,14 @@ class BoxLinker:
             overlap = box_iou(track.boxes[frame], detection.box_xyxy_px)
             expected = self._expected_box(track, frame)
             overlap = max(overlap, box_iou(expected, detection.box_xyxy_px))
-            near = _distance(track.boxes[frame], detection.box_xyxy_px) < _NEAR_DIAGONALS
+            near = box_distance(track.boxes[frame], detection.box_xyxy_px) < _NEAR_DIAGONALS
             if overlap < self._config.min_iou and not (near and likeness >= self._config.min_likeness):
                 return FORBIDDEN
             return overlap + 0.5 * likeness + 0.2 * detection.score
         gap_s = self._times_s[frame] - self._times_s[max(track.boxes)]
         reach = 0.75 + gap_s
         last = track.boxes[max(track.boxes)]
-        distance = min(_distance(box, detection.box_xyxy_px) for box in (self._expected_box(track, frame), last))
+        distance = min(box_distance(box, detection.box_xyxy_px) for box in (self._expected_box(track, frame), last))
         if likeness < self._config.min_likeness or distance > reach:
             return FORBIDDEN
         return likeness - 0.5 * distance / reach + 0.2 * detection.score
@@ -189,7 +190,7 @@ class BoxLinker:
         """Detectors jitter and flow drifts: a mean of both, nearer the detection; a prediction far off is dropped."""
         if predicted is None or box_iou(predicted, detected) < 0.5:
             return detected
-        return _mixed(predicted, detected, _DETECTION_TRUST)
+        return mixed_box(predicted, detected, _DETECTION_TRUST)
 
     def _may_return(self, track: BoxTrack, frame: int) -> bool:
         return self._times_s[frame] - self._times_s[max(track.boxes)] <= self._config.max_lost_s
@@ -257,7 +258,7 @@ class BoxLinker:
                 continue
             for frame in range(before + 1, after):
                 share = (self._times_s[frame] - self._times_s[before]) / passed_s
-                track.boxes[frame] = _mixed(track.boxes[before], track.boxes[after], share)
+                track.boxes[frame] = mixed_box(track.boxes[before], track.boxes[after], share)
 
     def _trim(self, track: BoxTrack, looked: Collection[int]) -> None:
         """Cut each run's unsupported end to `max_tail` detection frames."""
@@ -294,34 +295,3 @@ def histogram_of(image: Image, box_xyxy_px: BoxXyxyPx) -> Histogram:
 def intersection(a: Histogram, b: Histogram) -> float:
     """Histogram intersection (Swain and Ballard 1991): 1 for equal, 0 for disjoint."""
     return float(np.minimum(a, b).sum())
-
-
-def box_iou(a: BoxXyxyPx, b: BoxXyxyPx) -> float:
-    """Intersection over union of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
-
-
-def _mixed(a: BoxXyxyPx, b: BoxXyxyPx, share_of_b: float) -> BoxXyxyPx:
-    x1, y1, x2, y2 = ((1 - share_of_b) * one + share_of_b * other for one, other in zip(a, b, strict=True))
-    return (x1, y1, x2, y2)
-
-
-def _distance(a: BoxXyxyPx, b: BoxXyxyPx) -> float:
-    """Distance of the centres in mean diagonals; 9 where the sizes differ by more than 2.5 times, which is too far."""
-    diagonal_a, diagonal_b = np.hypot(a[2] - a[0], a[3] - a[1]), np.hypot(b[2] - b[0], b[3] - b[1])
-    if not 0.4 <= diagonal_a / diagonal_b <= 2.5:
-        return 9.0
-    apart = np.hypot(a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]) / 2
-    return float(apart / ((diagonal_a + diagonal_b) / 2))
-
-
-def _is_inside(box_xyxy_px: BoxXyxyPx, height_px: int, width_px: int) -> bool:
-    """Whether at least a third of the box lies in the image."""
-    x1, y1, x2, y2 = box_xyxy_px
-    seen = max(0.0, min(x2, width_px) - max(x1, 0.0)) * max(0.0, min(y2, height_px) - max(y1, 0.0))
-    return seen >= (x2 - x1) * (y2 - y1) / 3

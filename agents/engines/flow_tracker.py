@@ -9,7 +9,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from agents.base import Detection, Detector, Frames, FrameSource, MaskModel
-from agents.engines.box_tracks import BoxLinker, BoxTrack, BoxTrackConfig, box_iou
+from agents.engines.box_tracks import BoxLinker, BoxTrack, BoxTrackConfig
+from agents.engines.boxes import box_iou
 from agents.engines.flow_field import FlowField, SoftMask
 from agents.engines.mask_tracks import MaskTrack, carry_masks, choose_key_frames, mask_iou, soft_box, within
 from schemas.clip import Clip
@@ -59,13 +60,13 @@ class FlowTrackerConfig(Record):
     min_frames: int = Field(default=32, ge=1)
     max_frames: int = Field(default=64, ge=1)
     long_side_px: int = Field(default=480, ge=32)
-    detect_every: int = Field(default=2, ge=1)
+    detect_every: int = Field(default=3, ge=1)
     key_frame_every: int = Field(default=16, ge=1)
     max_key_frames: int = Field(default=4, ge=1)
-    max_doubt: Share = 0.25
+    max_doubt: Share = 0.3
     min_mask_iou: Share = 0.5
     min_mask_box_iou: Share = 0.4
-    min_support: int = Field(default=3, ge=1)
+    min_support: int = Field(default=2, ge=1)
     min_support_share: Share = 0.25
     min_score: Share = 0.4
     merge_iou: Share = 0.7
@@ -126,7 +127,7 @@ class FlowTracker:
         if not any(detections.values()):
             return []
         flow = FlowField(frames, self.config.flow_tolerance_px)
-        linker = BoxLinker(frames, [index / clip.fps for index in frame_idx], flow, self.config.boxes)
+        linker = BoxLinker(frames, frame_times_s(clip, frame_idx), flow, self.config.boxes)
         tracks = [track for track in linker.link(detections) if self._is_supported(track, detections)]
         found = [
             (track, masks.masks)
@@ -207,6 +208,12 @@ def tracked_frames(clip: Clip, config: FlowTrackerConfig) -> list[int]:
     return [int(index) for index in np.unique(picked)]
 
 
+def frame_times_s(clip: Clip, frame_idx: Sequence[int]) -> list[float]:
+    """When frames of a clip appear, spread evenly over its span: exact at constant rate, always within the span."""
+    step_s = (clip.end_s - clip.start_s) / clip.num_frames
+    return [clip.start_s + (index - clip.start_frame) * step_s for index in frame_idx]
+
+
 def merged(
     found: Sequence[tuple[BoxTrack, dict[int, SoftMask]]], config: FlowTrackerConfig
 ) -> list[tuple[BoxTrack, dict[int, SoftMask]]]:
@@ -244,7 +251,7 @@ def to_object_masks(
     return ObjectMasks(
         detector_class=track.detector_class,
         frame_idx=tuple(frame_idx),
-        frame_time_s=tuple(index / clip.fps for index in frame_idx),
+        frame_time_s=tuple(frame_times_s(clip, frame_idx)),
         rle=rle,
         height_px=clip.height_px,
         width_px=clip.width_px,

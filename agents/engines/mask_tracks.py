@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from agents.engines.box_tracks import BoxTrack, box_iou
+from agents.engines.box_tracks import BoxTrack
+from agents.engines.boxes import box_iou
 from agents.engines.flow_field import FlowField, SoftMask
 from schemas.record import BoxXyxyPx
 

@@ -121,6 +121,8 @@ CAPTIONS = {
         {"plate": "not_detectable"},
     ),
     "A street light above a bus stop": ([], {"light": "scenery", "stop": "not_detectable"}),
+    "A bus moves away.": (["bus=bus s 1 away move"], {}),
+    "A blue car goes left": (["car=car s 1 blue left go"], {}),
     "12 sheep moving to the left": (["sheep=sheep s 12 left move"], {}),
 }
 
@@ -178,7 +180,7 @@ def test_the_label_changes_with_threshold_and_classes():
     assert len({label.config_hash, stricter.config_hash, fewer.config_hash}) == 3
 
 
-# Words in no table, written down before they were measured. At the default threshold: 17 of 40 known things get their
+# Words that are in no table. At the default threshold: 17 of 40 known things get their
 # class and none a wrong one (the others are rejected), 4 of 128 unknown things get a class (brush, cable, seahorse,
 # trampoline).
 UNSEEN = {

@@ -6,7 +6,7 @@ import numpy.typing as npt
 import pytest
 
 from agents.base import Detection, Frames, Image
-from agents.engines.flow_tracker import FlowTracker, FlowTrackerConfig, tracked_frames
+from agents.engines.flow_tracker import FlowTracker, FlowTrackerConfig, frame_times_s, tracked_frames
 from schemas.clip import Clip
 from schemas.mask import decode
 from schemas.record import BoxXyxyPx, Record
@@ -234,6 +234,11 @@ def test_frames_are_even_bounded_and_within_the_clip(num_frames: int, fps: float
     assert picked[0] == 100
     assert picked[-1] == 100 + num_frames - 1 if num_frames > 1 else 100
     assert np.ptp(np.diff(picked)) <= 1 if num_frames > 1 else True
+
+
+def test_frame_times_begin_with_the_clip_and_end_before_it() -> None:
+    clip = clip_of(20, 10.0, start=30)
+    assert frame_times_s(clip, [30, 35, 49]) == pytest.approx([3.0, 3.5, 4.9])
 
 
 def test_settings_tell_every_part() -> None:

@@ -1,0 +1,194 @@
+"""Hand-made outputs of all five agents, for tests that need a lake full of them but no engine."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.chain import Chain
+from flows.plan import Plan, plan_build
+from flows.profile_config import ROLES, Profile, Role, load_profile
+from flows.wiring import Site
+from infra.lake import Lake
+from schemas.caption import AppearanceFacts, CaptionSet, ColourShare, MotionFacts, ObjectCaption
+from schemas.clip import Clip
+from schemas.label import AgentLabel
+from schemas.mask import encode
+from schemas.mention import Mention, MentionSet, SaidAttributes
+from schemas.quarantine import QuarantineEntry
+from schemas.sample import Provenance, Sample, SampleObject, SampleSet, Turn
+from schemas.track import ObjectMasks, Track, TrackSet
+from schemas.verdict import Check, Verdict, VerdictSet
+
+QUESTIONS = {
+    "short_caption": "<video>\nDescribe <region>.",
+    "detailed_caption": "<video>\nWhat of <region>?",
+    "qa": "<video>\nWhere is <region>?",
+}
+
+
+class ByHand:
+    """Records as agents would make them: of each clip a cat is kept, a dog is not found, a tree is no object."""
+
+    def labels(self, **prompt_hashes: str) -> dict[Role, AgentLabel]:
+        return {
+            role: AgentLabel(
+                agent=role,
+                engine="by hand",
+                weights=(),
+                config_json="{}",
+                prompt_hash=prompt_hashes.get(role, ""),
+                revision=1,
+            )
+            for role in ROLES
+        }
+
+    def clip(self, clip_id: str = "c1", caption: str = "A cat and a dog by a tree.", **changes: Any) -> Clip:
+        whole = {
+            "clip_id": clip_id, "source_id": f"row-{clip_id}", "video": f"{clip_id}.mp4", "video_sha256": "0" * 64,
+            "license": "CC0-1.0", "start_s": 0.0, "end_s": 1.6, "start_frame": 0, "end_frame": 40, "fps": 25.0,
+            "height_px": 64, "width_px": 96, "caption": caption,
+        }  # fmt: skip
+        return Clip.model_validate(whole | changes)
+
+    def drop(self, clip: Clip, subject_id: str, stage: str, reason: str, noun: str = "") -> QuarantineEntry:
+        return QuarantineEntry.model_validate(
+            {"subject_id": subject_id, "source_id": clip.source_id, "clip_id": clip.clip_id, "noun": noun}
+            | {"stage": stage, "reason": reason, "evidence": "seen by hand"}
+        )
+
+    def mentions(self, clip: Clip) -> MentionSet:
+        made = tuple(
+            Mention(
+                mention_id=f"{clip.clip_id}-{noun}", clip_id=clip.clip_id, noun=noun, phrase=f"a {noun}", start_char=0,
+                end_char=5, role="subject", number="singular", detector_class=noun, class_similarity=1.0,
+                said=SaidAttributes(count=1),
+            )
+            for noun in ("cat", "dog")
+        )  # fmt: skip
+        tree = self.drop(clip, f"{clip.clip_id}-tree", "analyzer", "scenery", "tree")
+        return MentionSet(clip_id=clip.clip_id, mentions=made, rejected=(tree,))
+
+    def tracks(self, clip: Clip) -> TrackSet:
+        frames = tuple(range(clip.start_frame, clip.start_frame + 12))
+        masks = ObjectMasks(
+            detector_class="cat", frame_idx=frames, frame_time_s=tuple(idx / clip.fps for idx in frames),
+            rle=tuple(self._mask(clip, idx) for idx in frames), height_px=clip.height_px, width_px=clip.width_px,
+            score=0.9,
+        )  # fmt: skip
+        cat = Track(
+            track_id=f"{clip.clip_id}-t1", clip_id=clip.clip_id, mention_id=f"{clip.clip_id}-cat", noun="cat",
+            masks=masks,
+        )  # fmt: skip
+        dog = self.drop(clip, f"{clip.clip_id}-dog", "segmenter", "not_found", "dog")
+        return TrackSet(clip_id=clip.clip_id, tracks=(cat,), rejected=(dog,))
+
+    def captions(self, clip: Clip) -> CaptionSet:
+        look = AppearanceFacts(
+            detector_class="cat", colours=(ColourShare(colour="red", share=1.0),), size="small", area_share=0.02
+        )
+        motion = MotionFacts(
+            start_s=clip.start_s, end_s=clip.end_s, start_places=("left",), end_places=("right",), direction="right",
+            speed="slow", displacement_x_diag=0.2, displacement_y_diag=0.0, speed_diag_per_s=0.1, growth=1.0,
+        )  # fmt: skip
+        cat = ObjectCaption(
+            track_id=f"{clip.clip_id}-t1", mention_id=f"{clip.clip_id}-cat", noun="cat", visible_from_s=clip.start_s,
+            visible_to_s=clip.end_s, visible_until_s=clip.end_s, appearance_facts=look, motion_facts=motion,
+            seen_facts=None, rest_facts=None, contacts=(), appearance="a red cat", motion="moves right", moving=True,
+        )  # fmt: skip
+        return CaptionSet(clip_id=clip.clip_id, captions=(cat,), rejected=())
+
+    def verdicts(self, clip: Clip) -> VerdictSet:
+        check = Check(name="class", outcome="agrees", score=0.9, detail="a cat")
+        kept = Verdict(track_id=f"{clip.clip_id}-t1", keep=True, score=0.9, reason=None, checks=(check,))
+        return VerdictSet(clip_id=clip.clip_id, verdicts=(kept,), rejected=())
+
+    def samples(self, clip: Clip) -> SampleSet:
+        # not in the order of their ids: whoever writes them must sort
+        kinds = ("qa", "detailed_caption", "short_caption")
+        made = tuple(self._sample(clip, kind, n) for kind in kinds for n in (2, 1))
+        return SampleSet(clip_id=clip.clip_id, samples=made, rejected=())
+
+    def outputs(self, clip: Clip) -> dict[Role, Any]:
+        return {
+            "analyzer": self.mentions(clip),
+            "segmenter": self.tracks(clip),
+            "annotator": self.captions(clip),
+            "reviewer": self.verdicts(clip),
+            "refiner": self.samples(clip),
+        }
+
+    def fill(self, chain: Chain, clip: Clip, outputs: Mapping[Role, Any] | None = None) -> None:
+        """Put a clip's outputs into the lake, each under its key."""
+        for role, output in (self.outputs(clip) if outputs is None else outputs).items():
+            chain.store(role).append([(chain.keys(clip)[role], output)])
+
+    def _mask(self, clip: Clip, idx: int) -> str:
+        mask = np.zeros((clip.height_px, clip.width_px), np.bool_)
+        mask[20:40, 10 + idx % 40 : 30 + idx % 40] = True
+        return encode(mask)
+
+    def _sample(self, clip: Clip, kind: str, number: int) -> Sample:
+        cat = SampleObject(
+            object_id=f"{clip.clip_id}-t1", noun="cat", frame_idx=(clip.start_frame,), frame_time_s=(clip.start_s,),
+            rle=(self._mask(clip, clip.start_frame),),
+        )  # fmt: skip
+        return Sample.model_validate(
+            {
+                "sample_id": f"{clip.clip_id}-{kind}-{number}", "kind": kind,
+                "qa_type": "basic" if kind == "qa" else "none", "split": clip.split, "clip_id": clip.clip_id,
+                "source_id": clip.source_id, "video": clip.video, "video_sha256": clip.video_sha256,
+                "license": clip.license, "start_s": clip.start_s, "end_s": clip.end_s, "visible_until_s": clip.end_s,
+                "fps": clip.fps, "height": clip.height_px, "width": clip.width_px,
+                "conversations": (
+                    Turn(speaker="human", value=QUESTIONS[kind]), Turn(speaker="gpt", value="A red cat [sic].")
+                ),
+                "objects": (cat,),
+                "provenance": Provenance(
+                    engines=("refiner=by hand",), weights=(), prompt_hashes=(), revisions=("refiner=1",),
+                    verdict="kept", wording="template",
+                ),
+            }
+        )  # fmt: skip
+
+
+class HandMadeLake:
+    """A lake with the outputs of every clip of a source, ready to be published; `source` may be made once for many."""
+
+    def __init__(self, by_hand: ByHand, source: Path, folder: Path) -> None:
+        self.by_hand = by_hand
+        self.source = source
+        self.lake = Lake(folder)
+        self.profile: Profile = load_profile("embedded")
+        self.plan: Plan = plan_build(source, None, self.lake, self.profile, None)
+        self.chain = Chain(self.lake, by_hand.labels())
+        self.site = Site(videos_root=str(self.plan.videos_root), frames_dir=str(folder.parent / "frames"))
+
+
+@pytest.fixture
+def by_hand() -> ByHand:
+    """Makes records as agents would."""
+    return ByHand()
+
+
+@pytest.fixture
+def two_videos(make_video: Any, tmp_path: Path) -> Path:
+    """A folder of two captioned videos and one without a caption."""
+    for name in ("a", "b"):
+        video = make_video(f"source/{name}.mp4", options={"g": "10"}, num_frames=40 + 5 * (name == "b"))
+        video.with_suffix(".json").write_text(
+            f'{{"id": "row-{name}", "caption": "A cat and a dog by a tree.", "license": "CC0-1.0"}}'
+        )
+    make_video("source/silent.mp4")
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def lake_by_hand(by_hand: ByHand, two_videos: Path, tmp_path: Path) -> HandMadeLake:
+    """A lake in which every clip of `two_videos` went through all agents."""
+    made = HandMadeLake(by_hand, two_videos, tmp_path / "lake")
+    for clip in made.plan.clips:
+        by_hand.fill(made.chain, clip)
+    return made

@@ -1,0 +1,99 @@
+"""Keys name how an output comes about, so that what is stale is known without reading a single output."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.chain import Chain
+from flows.profile_config import ROLES
+from infra.lake import Lake
+from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob
+
+KEYS_IN_ANOTHER_PROCESS = """
+import json, sys
+from flows.chain import Chain
+from infra.lake import Lake
+from schemas.clip import Clip
+from schemas.label import AgentLabel
+clip, labels = json.load(sys.stdin)
+labels = {role: AgentLabel.model_validate(label) for role, label in labels.items()}
+print(json.dumps(Chain(Lake("nowhere"), labels).keys(Clip.model_validate(clip))))
+"""
+
+
+def test_every_key_changes_with_the_caption(tmp_path: Path, by_hand: Any) -> None:
+    chain = Chain(Lake(tmp_path), by_hand.labels())
+    # the id held fixed, so that the caption alone makes the difference
+    old, new = chain.keys(by_hand.clip()), Chain(Lake(tmp_path), by_hand.labels()).keys(by_hand.clip(caption="A cow."))
+    assert all(old[role] != new[role] for role in ROLES)
+
+
+def test_a_new_prompt_changes_the_key_of_its_agent_and_of_those_after_it_only(tmp_path: Path, by_hand: Any) -> None:
+    def changed_by(role: str) -> list[str]:
+        old, new = (
+            Chain(Lake(tmp_path), labels).keys(by_hand.clip())
+            for labels in (by_hand.labels(), by_hand.labels(**{role: "a new prompt"}))
+        )
+        return [role for role in ROLES if old[role] != new[role]]
+
+    assert changed_by("refiner") == ["refiner"]
+    assert changed_by("annotator") == ["annotator", "reviewer", "refiner"]
+    assert changed_by("analyzer") == list(ROLES)
+
+
+def test_keys_are_the_same_in_every_process(tmp_path: Path, by_hand: Any) -> None:
+    labels = by_hand.labels()
+    given = [by_hand.clip().model_dump(), {role: label.model_dump() for role, label in labels.items()}]
+    done = subprocess.run(
+        [sys.executable, "-c", KEYS_IN_ANOTHER_PROCESS],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == Chain(Lake(tmp_path), labels).keys(by_hand.clip())
+
+
+def test_a_clip_is_stale_until_its_output_is_in_the_lake(tmp_path: Path, by_hand: Any) -> None:
+    chain = Chain(Lake(tmp_path), by_hand.labels())
+    one, two = by_hand.clip("c1"), by_hand.clip("c2")
+    assert chain.stale("analyzer", [one, two]) == [one, two]
+    by_hand.fill(chain, one, {"analyzer": by_hand.mentions(one)})
+    assert chain.stale("analyzer", [one, two]) == [two]
+    assert chain.stale("segmenter", [one, two]) == [one, two]
+    assert Chain(Lake(tmp_path), by_hand.labels()).stale("analyzer", [one, two]) == [two]
+
+
+def test_outputs_come_back_by_clip_and_those_not_there_are_left_out(tmp_path: Path, by_hand: Any) -> None:
+    chain = Chain(Lake(tmp_path), by_hand.labels())
+    one, two = by_hand.clip("c1"), by_hand.clip("c2")
+    by_hand.fill(chain, one)
+    for role, output in by_hand.outputs(one).items():
+        assert chain.outputs(role, [two, one]) == {"c1": output}
+
+
+def test_an_agent_is_handed_what_all_before_it_made(tmp_path: Path, by_hand: Any) -> None:
+    chain = Chain(Lake(tmp_path), by_hand.labels())
+    one, two = by_hand.clip("c1"), by_hand.clip("c2")
+    for clip in (one, two):
+        by_hand.fill(chain, clip)
+    said, seen = by_hand.mentions(two), by_hand.tracks(two)
+    told, judged = by_hand.captions(two), by_hand.verdicts(two)
+    assert chain.jobs("analyzer", [two, one]) == [two, one]
+    assert chain.jobs("segmenter", [two, one])[0] == SegmenterJob(clip=two, mentions=said)
+    assert chain.jobs("annotator", [two, one])[0] == AnnotatorJob(clip=two, mentions=said, tracks=seen)
+    assert chain.jobs("reviewer", [two])[0] == ReviewerJob(clip=two, mentions=said, tracks=seen, captions=told)
+    assert chain.jobs("refiner", [two]) == [
+        RefinerJob(clip=two, mentions=said, tracks=seen, captions=told, verdicts=judged)
+    ]
+
+
+def test_a_clip_without_all_upstream_outputs_gives_no_job(tmp_path: Path, by_hand: Any) -> None:
+    chain = Chain(Lake(tmp_path), by_hand.labels())
+    one, two = by_hand.clip("c1"), by_hand.clip("c2")
+    by_hand.fill(chain, one)
+    by_hand.fill(chain, two, {"analyzer": by_hand.mentions(two)})
+    assert [job.clip.clip_id for job in chain.jobs("segmenter", [one, two])] == ["c1", "c2"]
+    assert [job.clip.clip_id for job in chain.jobs("annotator", [one, two])] == ["c1"]

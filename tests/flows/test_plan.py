@@ -1,0 +1,117 @@
+"""A source becomes clips and units, and no video is cut twice."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import plan as plan_module
+from flows.plan import Plan, plan_build
+from flows.profile_config import load_profile
+from infra.lake import Lake
+from infra.sources import SourceError
+
+
+def planned(source: Path, lake: Path, limit: int | None = None, **changes: Any) -> Plan:
+    profile = load_profile("embedded").model_copy(update=changes)
+    return plan_build(source, None, Lake(lake), profile, limit)
+
+
+def manifest_of(video: Path, num_rows: int) -> Path:
+    """A manifest in which one video stands under many captions: many clips at the price of one file."""
+    manifest = video.parent / "rows.csv"
+    lines = [f"r{number},{video.name},A cat number {number}." for number in range(num_rows)]
+    manifest.write_text("\n".join(["id,video,caption", *lines]))
+    return manifest
+
+
+@pytest.fixture
+def no_cutting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on cutting a video is an error."""
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a video was read")
+
+    monkeypatch.setattr(plan_module, "clips_of", refuse)
+
+
+def test_rows_become_clips_in_the_order_of_the_source(two_videos: Path, tmp_path: Path) -> None:
+    plan = planned(two_videos, tmp_path / "lake")
+    assert [clip.source_id for clip in plan.clips] == ["row-a", "row-b"]
+    assert [clip.num_frames for clip in plan.clips] == [40, 45]
+    assert (plan.num_rows, plan.videos_root) == (3, two_videos)
+    assert [(entry.stage, entry.reason) for entry in plan.rejected] == [("source", "no_caption")]
+
+
+@pytest.mark.parametrize(
+    ("clips_per_unit", "max_units", "sizes"),
+    [(8, 200, [7]), (3, 200, [3, 3, 1]), (1, 200, [1] * 7), (1, 3, [3, 3, 1]), (2, 2, [4, 3]), (1, 1, [7])],
+)
+def test_units_hold_the_wished_number_of_clips_unless_they_would_become_too_many(
+    make_video: Any, tmp_path: Path, clips_per_unit: int, max_units: int, sizes: list[int]
+) -> None:
+    source = manifest_of(make_video(), 7)
+    plan = planned(source, tmp_path / "lake", clips_per_unit=clips_per_unit, max_units=max_units)
+    assert [len(unit) for unit in plan.units] == sizes
+    assert tuple(clip for unit in plan.units for clip in unit) == plan.clips
+
+
+def test_a_second_plan_reads_no_video(two_videos: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    first = planned(two_videos, tmp_path / "lake")
+    request.getfixturevalue("no_cutting")
+    assert planned(two_videos, tmp_path / "lake") == first
+
+
+def test_a_changed_file_is_cut_again(two_videos: Path, tmp_path: Path, make_video: Any) -> None:
+    first = planned(two_videos, tmp_path / "lake")
+    make_video("source/b.mp4", num_frames=30)
+    second = planned(two_videos, tmp_path / "lake")
+    assert second.clips[0] == first.clips[0]
+    assert (second.clips[1].num_frames, second.clips[1].source_id) == (30, "row-b")
+    assert second.clips[1].video_sha256 != first.clips[1].video_sha256
+
+
+def test_a_touched_file_gives_the_same_clips(two_videos: Path, tmp_path: Path) -> None:
+    first = planned(two_videos, tmp_path / "lake")
+    os.utime(two_videos / "a.mp4", (1, 1))
+    assert planned(two_videos, tmp_path / "lake").clips == first.clips
+
+
+def test_a_missing_video_is_quarantined_until_it_is_there(two_videos: Path, tmp_path: Path, make_video: Any) -> None:
+    manifest = two_videos / "rows.csv"
+    manifest.write_text("video,caption\nlate.mp4,A cat.")
+    assert [entry.reason for entry in planned(manifest, tmp_path / "lake").rejected] == ["missing_file"]
+    make_video("source/late.mp4")
+    late = planned(manifest, tmp_path / "lake")
+    assert ([clip.video for clip in late.clips], late.rejected) == (["late.mp4"], ())
+
+
+def test_other_cutting_rules_cut_again(two_videos: Path, tmp_path: Path) -> None:
+    planned(two_videos, tmp_path / "lake")
+    rules = load_profile("embedded").clips.model_copy(update={"min_shot_s": 1.7})
+    strict = planned(two_videos, tmp_path / "lake", clips=rules)
+    assert [clip.source_id for clip in strict.clips] == ["row-b"]
+    assert [entry.reason for entry in strict.rejected] == ["shot_too_short", "no_caption"]
+
+
+def test_a_limit_takes_the_first_rows_and_reads_no_other_video(
+    two_videos: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    first = planned(two_videos, tmp_path / "lake", limit=1)
+    assert ([clip.source_id for clip in first.clips], first.num_rows) == (["row-a"], 1)
+    request.getfixturevalue("no_cutting")
+    assert planned(two_videos, tmp_path / "lake", limit=1) == first
+    with pytest.raises(AssertionError, match="a video was read"):
+        planned(two_videos, tmp_path / "lake", limit=2)
+
+
+def test_a_source_without_clips_is_a_plan_without_units(make_video: Any, tmp_path: Path) -> None:
+    make_video("silent/a.mp4")
+    plan = planned(tmp_path / "silent", tmp_path / "lake")
+    assert (plan.clips, plan.units, len(plan.rejected)) == ((), (), 1)
+
+
+def test_a_source_that_is_no_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is empty"):
+        planned(tmp_path, tmp_path / "lake")

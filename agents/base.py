@@ -50,6 +50,9 @@ class FrameSource(Protocol):
         `infra.video.VideoError` where the file does not hold a frame.
         """
 
+    def times_s(self, clip: Clip, frame_idx: Sequence[int]) -> tuple[float, ...]:
+        """When the frames at the given indices appear, in seconds from the file's first frame."""
+
 
 class Engine(Protocol):
     """What every adapter to a model has: a name, its weights by hash, and a lazy load."""

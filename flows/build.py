@@ -24,15 +24,15 @@ from flows.artifacts import ArtifactProgress
 from flows.chain import Chain
 from flows.plan import Plan, plan_build
 from flows.pools import Pools
-from flows.profile_config import ROLES, Profile, Role, load_profile
+from flows.preflight import preflight
+from flows.profile_config import ROLES, Profile, Role
 from flows.progress import BuildProgress, ProgressSink
 from flows.publish import publish_build
 from flows.result import BuildResult
 from flows.step import BuildRun, run_step
-from flows.wiring import Site, agent_labels, required_weights
+from flows.wiring import Site, agent_labels
 from infra.lake import Lake
 from infra.settings import settings
-from infra.weights import weight_path
 from schemas.clip import Clip
 
 _sinks: list[ProgressSink] = []
@@ -107,12 +107,9 @@ def build(
         limit: only the first rows of the source.
         ray_address: a Ray cluster to join; a local one is started if not given, and only if there is work.
     """
-    resolved = load_profile(profile)
+    resolved = preflight(source, root, lake, profile)
     labels = agent_labels(resolved)
-    for weight in required_weights(labels):
-        weight_path(weight)
     store = Lake(lake)
-    store.check_writable()
     plan = plan_task(source, root, _whole(store), _whole(resolved), limit)
     site = Site(videos_root=str(plan.videos_root.resolve()), frames_dir=str(settings().cache_dir / "frames"))
     progress = BuildProgress(len(plan.clips), (ArtifactProgress(), *_sinks))

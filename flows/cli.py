@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flows.demo_source import write_demo_source
 from flows.doctor import examine, fetch_weights
+from flows.preflight import preflight
 from flows.profile_config import ProfileError, load_profile, shipped_profiles
 from flows.progress import TerminalProgress
 from flows.result import BuildResult
@@ -212,7 +213,7 @@ def main() -> None:
 def _run_build(
     source: Path, root: Path | None, lake: str, profile: str, limit: int | None, ray: str | None, as_json: bool
 ) -> None:
-    load_profile(profile)  # a bad profile is said before Prefect and Ray are loaded
+    preflight(str(source), str(root) if root else None, lake, profile)
     point_prefect_at_server()
     from flows.build import build as build_flow
     from flows.build import watch

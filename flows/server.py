@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 from filelock import FileLock
+from pydantic import ValidationError
 
 from infra.settings import settings
 from schemas.record import Record
@@ -37,11 +39,8 @@ class Server(Record):
 
 def running_server() -> Server | None:
     """The server that `up` started, if it still answers."""
-    state = _state_file()
-    if not state.exists():
-        return None
-    server = Server.model_validate_json(state.read_text())
-    return server if _answers(server) else None
+    server = _noted()
+    return server if server and _answers(server) else None
 
 
 def start_server(port: int) -> tuple[Server, bool]:
@@ -75,22 +74,22 @@ def start_server(port: int) -> tuple[Server, bool]:
                 start_new_session=True,
             )
         server = Server(pid=process.pid, url=url)
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not _answers(server):
-            if process.poll() is not None or time.monotonic() > deadline_s:
-                process.kill()
-                raise ServerError(f"the Prefect server did not come up; its log: {log}")
-            time.sleep(0.3)
+        try:
+            _wait_until_up(process, server, log)
+        except BaseException:  # an interrupt too: without its note nothing could stop the server later
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
         _state_file().write_text(server.model_dump_json())
         return server, True
 
 
 def stop_server() -> Server | None:
     """Stop the server that `up` started; None if none runs."""
-    state = _state_file()
-    if not state.exists():
+    server = _noted()
+    if server is None:
         return None
-    server = Server.model_validate_json(state.read_text())
     # a pid outlives its process: only one that still is our server is stopped
     if _answers(server):
         os.killpg(server.pid, signal.SIGTERM)
@@ -99,7 +98,7 @@ def stop_server() -> Server | None:
             time.sleep(0.2)
         if _alive(server.pid):
             os.killpg(server.pid, signal.SIGKILL)
-    state.unlink()
+    _state_file().unlink()
     return server
 
 
@@ -111,8 +110,8 @@ def point_prefect_at_server() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     # a loaded laptop passes the default of 20 s
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    # the terminal shows progress; the log is on the run's page
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+    # the terminal shows progress and errors in a line; logs and tracebacks are on the run's page
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if "PREFECT_API_URL" not in os.environ and (server := running_server()):
         os.environ["PREFECT_API_URL"] = server.api_url
 
@@ -123,6 +122,23 @@ def _state_file() -> Path:
     return folder / "prefect-server.json"
 
 
+def _noted() -> Server | None:
+    """The server that `up` noted last; a note that was cut off is none."""
+    state = _state_file()
+    try:
+        return Server.model_validate_json(state.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _wait_until_up(process: "subprocess.Popen[bytes]", server: Server, log: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while not _answers(server):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            raise ServerError(f"the Prefect server did not come up; its log: {log}")
+        time.sleep(0.3)
+
+
 def _answers(server: Server) -> bool:
     try:
         return httpx.get(f"{server.api_url}/health", timeout=2.0).status_code == httpx.codes.OK
@@ -131,6 +147,8 @@ def _answers(server: Server) -> bool:
 
 
 def _alive(pid: int) -> bool:
+    with suppress(ChildProcessError):  # started by this very process: it would stay a zombie until waited for
+        os.waitpid(pid, os.WNOHANG)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

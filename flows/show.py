@@ -1,5 +1,6 @@
 """Rows of a build for the eye: samples as conversations, drops with their evidence."""
 
+from functools import partial
 from itertools import chain, islice
 
 from rich.console import Console
@@ -45,26 +46,23 @@ def find_rows(lake: Lake, build_id: str | None, what: str, limit: int) -> Rows:
 
 def print_rows(rows: Rows, console: Console) -> None:
     """Conversations and reasons, one block a row."""
-    console.print(f"build {rows.build_id}, report: {rows.report_uri}\n", highlight=False, soft_wrap=True)
+    say = partial(console.print, highlight=False, emoji=False)
+    say(f"build {rows.build_id}, report: {escape(rows.report_uri)}\n", soft_wrap=True)
     for sample in rows.samples:
         kind = sample.kind if sample.qa_type == "none" else f"{sample.kind} {sample.qa_type}"
-        console.print(
+        say(
             f"[bold]{sample.sample_id}[/] {kind}, {sample.split}, {escape(sample.video)} "
-            f"{sample.start_s:.2f}-{sample.visible_until_s:.2f} s, worded by {sample.provenance.wording}",
-            highlight=False,
+            f"{sample.start_s:.2f}-{sample.visible_until_s:.2f} s, worded by {sample.provenance.wording}"
         )
         for item in sample.objects:
             seen = sum(counts is not None for counts in item.rle)
-            console.print(
-                f"  {item.object_id} {escape(item.noun)}: {seen} masks in {len(item.rle)} frames", highlight=False
-            )
+            say(f"  {item.object_id} {escape(item.noun)}: {seen} masks in {len(item.rle)} frames")
         for turn in sample.conversations:
-            console.print(f"  {turn.speaker:>5}: {escape(turn.value)}", highlight=False)
+            say(f"  {turn.speaker:>5}: {escape(turn.value)}")
     for entry in rows.quarantine:
-        console.print(
-            f"[bold]{entry.subject_id}[/] {escape(entry.noun)} dropped by {entry.stage}: {entry.reason}\n"
-            f"  {escape(entry.evidence)}",
-            highlight=False,
+        say(
+            f"[bold]{escape(entry.subject_id)}[/] {escape(entry.noun)} dropped by {entry.stage}: {entry.reason}\n"
+            f"  {escape(entry.evidence)}"
         )
 
 

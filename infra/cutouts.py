@@ -21,7 +21,7 @@ from schemas.words import Colour
 Rgba = npt.NDArray[np.uint8]
 """(height, width, 4) RGBA, alpha not multiplied in."""
 
-_WHOLE_FRAME_PX = 4096
+_NO_LIMIT_PX = 1 << 20
 
 _TINTS_RGB: dict[Colour, tuple[int, int, int]] = {
     "black": (28, 28, 28),
@@ -36,15 +36,18 @@ _TINTS_RGB: dict[Colour, tuple[int, int, int]] = {
     "pink": (245, 140, 180),
     "brown": (115, 70, 35),
 }
-_CONTRAST = 0.85
-"""How much of the photo's own lightness a tint keeps; more would turn lights white and shadows black."""
+_WASH = 0.25
+"""How much of a tint reaches pixels that had no colour."""
+_LIGHTNESS_SHIFT = 0.3
+"""How far the whole goes toward the tint's lightness."""
 
 
 class Cutout(Record):
     """One thing cut out of a packaged photo, or of frame `frame_idx` of a packaged clip.
 
     `noun` is what a caption calls it, `detector_class` its COCO class; `tints` are the colours it can be given so that
-    detectors still know it. `counts` is the matte, COCO run-length encoded at the image's own size.
+    detectors still know it. `min_height_px` is the least height at which it is found in a frame of 640 x 360 pixels.
+    `counts` is the matte, COCO run-length encoded at the image's own size.
     """
 
     name: str = Field(min_length=1)
@@ -54,6 +57,7 @@ class Cutout(Record):
     noun: str = Field(min_length=1)
     tints: tuple[Colour, ...]
     box_xyxy_px: tuple[int, int, int, int]
+    min_height_px: int = Field(gt=0)
     counts: str = Field(min_length=1)
     height_px: int = Field(gt=0)
     width_px: int = Field(gt=0)
@@ -86,22 +90,29 @@ def packaged_image(weight: str, frame_idx: int | None) -> npt.NDArray[np.uint8]:
     """
     path = weight_path(weight)
     if frame_idx is not None:
-        return read_frames(path, [frame_idx], _WHOLE_FRAME_PX)[0]
+        return np.asarray(read_frames(path, [frame_idx], _NO_LIMIT_PX)[0], dtype=np.uint8)
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise ValueError(f"{path.name} ({weight}) cannot be read as an image")
     return np.asarray(image, dtype=np.uint8)
 
 
-def tinted(rgba: Rgba, colour: Colour, base: float = 0.7) -> Rgba:
+def tinted(rgba: Rgba, colour: Colour) -> Rgba:
+    """The crop repainted: what has a colour of its own takes the new one, the rest is washed with it a little.
+
+    Works in CIELAB. Deep shadows and highlights stay neutral and the photo's lightness pattern stays whole:
+    detectors do not know things that are of one colour all over. Alpha stays.
+    """
     lab = cv2.cvtColor(rgba[..., :3].astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB)
-    target = np.array([[_TINTS_RGB[colour]]], dtype=np.float32) / 255.0
-    light, *chroma = cv2.cvtColor(target, cv2.COLOR_RGB2LAB)[0, 0]
+    target_rgb = np.array([[_TINTS_RGB[colour]]], dtype=np.float32) / 255.0
+    target = cv2.cvtColor(target_rgb, cv2.COLOR_RGB2LAB)[0, 0]
+    lightness = lab[..., 0]
+    painted = np.clip((np.hypot(lab[..., 1], lab[..., 2]) - 12) / 15, 0, 1)
+    neutral = np.clip((lightness - 10) / 20, 0, 1) * np.clip((95 - lightness) / 25, 0, 1)
+    share = (_WASH + (1 - _WASH) * painted) * neutral
     shaded = lab.copy()
-    shift = 0.3 * (light - np.median(lab[..., 0][rgba[..., 3] > 0]))
-    chroma_w = np.clip((np.hypot(lab[..., 1], lab[..., 2]) - 12) / 15, 0, 1)
-    share = (base + (1 - base) * chroma_w) * np.clip((lab[..., 0] - 10) / 20, 0, 1) * np.clip((95 - lab[..., 0]) / 25, 0, 1)
-    shaded[..., 0] = np.clip(lab[..., 0] + shift, 0, 100)
-    shaded[..., 1:] += share[..., None] * (np.array(chroma) - lab[..., 1:])
+    shaded[..., 0] += _LIGHTNESS_SHIFT * (target[0] - np.median(lightness[rgba[..., 3] > 0]))
+    shaded[..., 1:] += share[..., None] * (target[1:] - lab[..., 1:])
+    shaded[..., 0] = np.clip(shaded[..., 0], 0, 100)
     rgb = np.clip(cv2.cvtColor(shaded, cv2.COLOR_LAB2RGB), 0.0, 1.0)
     return np.dstack([np.round(rgb * 255).astype(np.uint8), rgba[..., 3]])

@@ -68,6 +68,11 @@ class DecodeCache:
                 self._decode(clip, path, side_px, missing, asked, frames)
         return frames
 
+    def times_s(self, clip: Clip, frame_idx: Sequence[int]) -> tuple[float, ...]:
+        """When frames of the clip appear, in seconds from the file's first, as `infra.video.probe` gives them."""
+        frame_time_s = probe(self._videos_root / clip.video).frame_time_s
+        return tuple(frame_time_s[index] for index in frame_idx)
+
     def _file(self, clip: Clip, side_px: int, span: _Span) -> Path:
         return self._folder / f"{clip.video_sha256}-{side_px}-{span[0]}-{span[1]}.npy"
 

@@ -15,6 +15,14 @@ BLOCK_PX = 8
 BITS = 10
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write golden files of agents' outputs that are missing; existing ones are never overwritten",
+    )
+
+
 def barcoded(number: int, height_px: int, width_px: int, scene: int) -> npt.NDArray[np.uint8]:
     """A scene's textured ground, a square that moves with the number, and the number in black and white blocks."""
     rng = np.random.default_rng(scene)

@@ -127,14 +127,17 @@ class FlowTracker:
         if not any(detections.values()):
             return []
         flow = FlowField(frames, self.config.flow_tolerance_px)
-        linker = BoxLinker(frames, frame_times_s(clip, frame_idx), flow, self.config.boxes)
+        times_s = self._frames.times_s(clip, frame_idx)
+        linker = BoxLinker(frames, times_s, flow, self.config.boxes)
         tracks = [track for track in linker.link(detections) if self._is_supported(track, detections)]
         found = [
             (track, masks.masks)
             for track, masks in zip(tracks, self._segment(frames, tracks, flow), strict=True)
             if masks is not None
         ]
-        objects = [to_object_masks(clip, frame_idx, track, masks) for track, masks in merged(found, self.config)]
+        objects = [
+            to_object_masks(clip, frame_idx, times_s, track, masks) for track, masks in merged(found, self.config)
+        ]
         return [item for item in objects if item is not None]
 
     def _detect(self, frames: Frames, classes: set[str]) -> dict[int, list[Detection]]:
@@ -208,12 +211,6 @@ def tracked_frames(clip: Clip, config: FlowTrackerConfig) -> list[int]:
     return [int(index) for index in np.unique(picked)]
 
 
-def frame_times_s(clip: Clip, frame_idx: Sequence[int]) -> list[float]:
-    """When frames of a clip appear, spread evenly over its span: exact at constant rate, always within the span."""
-    step_s = (clip.end_s - clip.start_s) / clip.num_frames
-    return [clip.start_s + (index - clip.start_frame) * step_s for index in frame_idx]
-
-
 def merged(
     found: Sequence[tuple[BoxTrack, dict[int, SoftMask]]], config: FlowTrackerConfig
 ) -> list[tuple[BoxTrack, dict[int, SoftMask]]]:
@@ -242,7 +239,7 @@ def _weight(track: BoxTrack) -> float:
 
 
 def to_object_masks(
-    clip: Clip, frame_idx: Sequence[int], track: BoxTrack, masks: dict[int, SoftMask]
+    clip: Clip, frame_idx: Sequence[int], times_s: Sequence[float], track: BoxTrack, masks: dict[int, SoftMask]
 ) -> ObjectMasks | None:
     """Masks at the clip's own size, None where there is none; None for an object without any mask."""
     rle = tuple(_native(masks[place], clip) if place in masks else None for place in range(len(frame_idx)))
@@ -251,7 +248,7 @@ def to_object_masks(
     return ObjectMasks(
         detector_class=track.detector_class,
         frame_idx=tuple(frame_idx),
-        frame_time_s=tuple(frame_times_s(clip, frame_idx)),
+        frame_time_s=tuple(times_s),
         rle=rle,
         height_px=clip.height_px,
         width_px=clip.width_px,

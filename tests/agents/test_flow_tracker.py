@@ -6,7 +6,7 @@ import numpy.typing as npt
 import pytest
 
 from agents.base import Detection, Frames, Image
-from agents.engines.flow_tracker import FlowTracker, FlowTrackerConfig, frame_times_s, tracked_frames
+from agents.engines.flow_tracker import FlowTracker, FlowTrackerConfig, tracked_frames
 from schemas.clip import Clip
 from schemas.mask import decode
 from schemas.record import BoxXyxyPx, Record
@@ -84,6 +84,9 @@ class ArrayFrames:
         scale = min(1.0, long_side_px / max(self.video.shape[1:3]))
         size = (round(self.video.shape[2] * scale), round(self.video.shape[1] * scale))
         return np.stack([cv2.resize(self.video[i], size, interpolation=cv2.INTER_AREA) for i in frame_idx])
+
+    def times_s(self, clip: Clip, frame_idx: Sequence[int]) -> tuple[float, ...]:
+        return tuple(index / clip.fps for index in frame_idx)
 
 
 def _like(image: Image, colour: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -234,11 +237,6 @@ def test_frames_are_even_bounded_and_within_the_clip(num_frames: int, fps: float
     assert picked[0] == 100
     assert picked[-1] == 100 + num_frames - 1 if num_frames > 1 else 100
     assert np.ptp(np.diff(picked)) <= 1 if num_frames > 1 else True
-
-
-def test_frame_times_begin_with_the_clip_and_end_before_it() -> None:
-    clip = clip_of(20, 10.0, start=30)
-    assert frame_times_s(clip, [30, 35, 49]) == pytest.approx([3.0, 3.5, 4.9])
 
 
 def test_settings_tell_every_part() -> None:

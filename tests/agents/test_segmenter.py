@@ -63,6 +63,9 @@ class PaintedFrames:
         frames[:, :, width_px // 2 :] = (20, 40, 210)
         return frames
 
+    def times_s(self, clip: Clip, frame_idx: Sequence[int]) -> tuple[float, ...]:
+        return tuple(index / clip.fps for index in frame_idx)
+
 
 def masks_at(x: int, *, name: str = "car", visible: int = NUM_FRAMES) -> ObjectMasks:
     mask = np.zeros((HEIGHT_PX, WIDTH_PX), dtype=bool)

@@ -62,7 +62,12 @@ def test_an_unknown_profile_lists_the_allowed() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "unknown", "nearest"),
     [
-        ('engine = "painted-truth"', 'engine = "painted-truth"\ntrakcer = {}', "segmenter.trakcer", "segmenter.tracker"),
+        (
+            'engine = "painted-truth"',
+            'engine = "painted-truth"\ntrakcer = {}',
+            "segmenter.trakcer",
+            "segmenter.tracker",
+        ),
         (
             'engine = "painted-truth"',
             'engine = "painted-truth"\nresources = { worker = 2 }',

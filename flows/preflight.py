@@ -1,0 +1,22 @@
+"""What must hold before any work: one clear error each, before Prefect and Ray are even loaded."""
+
+from pathlib import Path
+
+from flows.profile_config import Profile, load_profile
+from flows.wiring import agent_labels, required_weights
+from infra.lake import Lake
+from infra.sources import read_source
+from infra.weights import weight_path
+
+
+def preflight(source: str, root: str | None, lake: str, profile: str) -> Profile:
+    """The profile, if it is sound, the source has rows, the lake can be written and no weight is missing.
+
+    Raises ProfileError, SourceError, LakeError or WeightError, each one line that says what to do.
+    """
+    resolved = load_profile(profile)
+    read_source(Path(source), Path(root) if root else None)
+    for weight in required_weights(agent_labels(resolved)):
+        weight_path(weight)
+    Lake(lake).check_writable()
+    return resolved

@@ -1,0 +1,194 @@
+"""A build is committed whole, accounts for everything, and is the same wherever the same records are."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.publish import ClipOutputs, LostError, check_nothing_lost, publish_build
+from flows.result import BuildResult
+from infra.builds import KINDS, latest_build, read_manifest, read_quarantine, read_samples, verify_build
+from infra.lake import Lake
+from schemas.quarantine import QuarantineEntry
+from schemas.sample import SampleSet
+from schemas.track import TrackSet
+
+
+def publish(made: Any, failed: tuple[QuarantineEntry, ...] = ()) -> BuildResult:
+    return publish_build(made.plan, made.chain, failed, str(made.source), made.lake, made.profile, made.site)
+
+
+def a_failure(clip: Any) -> QuarantineEntry:
+    return QuarantineEntry(
+        subject_id=clip.clip_id, source_id=clip.source_id, clip_id=clip.clip_id, stage="segmenter",
+        reason="agent_died", evidence="2 tries: gone", retryable=True,
+    )  # fmt: skip
+
+
+def outputs_of(by_hand: Any, clip: Any, **changes: Any) -> ClipOutputs:
+    made = {
+        "mentions": by_hand.mentions(clip),
+        "tracks": by_hand.tracks(clip),
+        "captions": by_hand.captions(clip),
+        "verdicts": by_hand.verdicts(clip),
+        "samples": by_hand.samples(clip),
+    }
+    return ClipOutputs(clip=clip, **(made | changes))
+
+
+def test_a_build_is_committed_sound_and_named_latest(lake_by_hand: Any) -> None:
+    result = publish(lake_by_hand)
+    assert result.is_new
+    assert verify_build(lake_by_hand.lake, result.build_id) == []
+    assert latest_build(lake_by_hand.lake) == result.build_id
+    manifest = read_manifest(lake_by_hand.lake, result.build_id)
+    assert manifest.labels == tuple(lake_by_hand.chain.labels.values())
+    assert manifest.videos_root == str(lake_by_hand.source)
+    for name in ("report.html", "README.md"):
+        assert Path(result.folder, name).read_text()
+
+
+def test_everything_that_came_in_is_accounted_for(lake_by_hand: Any) -> None:
+    result = publish(lake_by_hand)
+    lake, clips = lake_by_hand.lake, lake_by_hand.plan.clips
+    for kind in KINDS:
+        assert {sample.clip_id for sample in read_samples(lake, result.build_id, kind)} == {c.clip_id for c in clips}
+    entries = list(read_quarantine(lake, result.build_id))
+    assert [entry.reason for entry in entries] == ["no_caption"] + ["scenery", "not_found"] * 2
+    assert {entry.subject_id for entry in entries[1:]} == {
+        f"{clip.clip_id}-{noun}" for clip in clips for noun in ("dog", "tree")
+    }
+    assert (result.num_samples, result.num_quarantined, result.num_failed) == (12, 5, 0)
+
+
+def test_samples_come_by_clip_then_by_their_id(lake_by_hand: Any) -> None:
+    result = publish(lake_by_hand)
+    for kind in KINDS:
+        places = [(s.clip_id, s.sample_id) for s in read_samples(lake_by_hand.lake, result.build_id, kind)]
+        assert places == sorted(places)
+        assert len(places) == 4
+
+
+def test_publishing_twice_writes_nothing_the_second_time(lake_by_hand: Any) -> None:
+    first = publish(lake_by_hand)
+    before = {path: path.stat().st_mtime_ns for path in Path(first.folder).rglob("*") if path.is_file()}
+    second = publish(lake_by_hand)
+    assert (second.build_id, second.is_new) == (first.build_id, False)
+    assert second.counts == first.counts
+    assert {path: path.stat().st_mtime_ns for path in Path(first.folder).rglob("*") if path.is_file()} == before
+
+
+def test_going_back_to_an_older_build_makes_it_the_latest_again(lake_by_hand: Any) -> None:
+    whole = publish(lake_by_hand)
+    partly = publish(lake_by_hand, (a_failure(lake_by_hand.plan.clips[0]),))
+    assert partly.build_id != whole.build_id
+    assert latest_build(lake_by_hand.lake) == partly.build_id
+    assert publish(lake_by_hand).build_id == whole.build_id
+    assert latest_build(lake_by_hand.lake) == whole.build_id
+
+
+def test_the_same_records_give_the_same_bytes_in_another_lake(lake_by_hand: Any, by_hand: Any, tmp_path: Path) -> None:
+    other = type(lake_by_hand)(by_hand, lake_by_hand.source, tmp_path / "elsewhere" / "lake")
+    for clip in reversed(other.plan.clips):  # the order in which agents ended must not matter
+        by_hand.fill(other.chain, clip)
+    one, two = publish(lake_by_hand), publish(other)
+    assert one.build_id == two.build_id
+    shards = read_manifest(lake_by_hand.lake, one.build_id).shards
+    assert shards == read_manifest(other.lake, two.build_id).shards
+    for entry in shards:
+        assert lake_by_hand.lake.get(entry.path) == other.lake.get(entry.path)
+
+
+def test_a_failed_clip_stands_in_quarantine_and_the_others_in_the_build(
+    by_hand: Any, two_videos: Path, tmp_path: Path, lake_by_hand: Any
+) -> None:
+    made = type(lake_by_hand)(by_hand, two_videos, tmp_path / "other" / "lake")
+    good, bad = made.plan.clips
+    by_hand.fill(made.chain, good)
+    by_hand.fill(made.chain, bad, {"analyzer": by_hand.mentions(bad)})
+    result = publish(made, (a_failure(bad),))
+    entries = list(read_quarantine(made.lake, result.build_id))
+    assert a_failure(bad) in entries
+    assert {entry.subject_id for entry in entries if entry.clip_id == bad.clip_id} == {
+        bad.clip_id,
+        f"{bad.clip_id}-tree",
+    }
+    assert {s.clip_id for kind in KINDS for s in read_samples(made.lake, result.build_id, kind)} == {good.clip_id}
+    assert result.num_failed == 1
+    assert "1 clips failed; the same command tries them again" in result.summary()
+
+
+def test_a_lost_clip_stops_the_build_before_it_is_committed(
+    by_hand: Any, two_videos: Path, tmp_path: Path, lake_by_hand: Any
+) -> None:
+    made = type(lake_by_hand)(by_hand, two_videos, tmp_path / "other" / "lake")
+    by_hand.fill(made.chain, made.plan.clips[0])
+    with pytest.raises(LostError, match=made.plan.clips[1].clip_id):
+        publish(made)
+    assert latest_build(made.lake) is None
+
+
+def test_a_source_without_any_clip_still_gives_a_build(make_video: Any, by_hand: Any, lake_by_hand: Any) -> None:
+    silent = make_video("silent/a.mp4").parent
+    result = publish(type(lake_by_hand)(by_hand, silent, silent.parent / "silent-lake"))
+    assert (result.num_samples, result.num_quarantined) == (0, 1)
+    assert verify_build(Lake(silent.parent / "silent-lake"), result.build_id) == []
+
+
+def test_nothing_is_lost_of_a_clip_that_went_through(by_hand: Any) -> None:
+    check_nothing_lost(outputs_of(by_hand, by_hand.clip()))
+
+
+def test_a_mention_without_track_or_reason_is_lost(by_hand: Any) -> None:
+    tracks = by_hand.tracks(by_hand.clip()).model_copy(update={"rejected": ()})
+    with pytest.raises(LostError, match="clip c1: neither in a sample nor in quarantine: c1-dog"):
+        check_nothing_lost(outputs_of(by_hand, by_hand.clip(), tracks=tracks))
+
+
+def test_a_track_without_sample_or_reason_is_lost(by_hand: Any) -> None:
+    samples = SampleSet(clip_id="c1", samples=(), rejected=())
+    with pytest.raises(LostError, match="in quarantine: c1-t1"):
+        check_nothing_lost(outputs_of(by_hand, by_hand.clip(), samples=samples))
+
+
+def test_a_track_that_was_dropped_for_a_reason_is_not_lost(by_hand: Any) -> None:
+    clip = by_hand.clip()
+    dropped = by_hand.drop(clip, "c1-t1", "reviewer", "class_mismatch", "cat")
+    verdicts = by_hand.verdicts(clip).model_copy(update={"rejected": (dropped,)})
+    samples = SampleSet(clip_id="c1", samples=(), rejected=())
+    check_nothing_lost(outputs_of(by_hand, clip, verdicts=verdicts, samples=samples))
+
+
+def test_a_clip_of_which_nothing_is_said_left_no_trace(by_hand: Any) -> None:
+    mentions = by_hand.mentions(by_hand.clip()).model_copy(update={"mentions": (), "rejected": ()})
+    nothing = {
+        "tracks": TrackSet(clip_id="c1", tracks=(), rejected=()),
+        "samples": SampleSet(clip_id="c1", samples=(), rejected=()),
+    }
+    with pytest.raises(LostError, match="clip c1 left no trace"):
+        check_nothing_lost(outputs_of(by_hand, by_hand.clip(), mentions=mentions, **nothing))
+
+
+def test_the_result_says_the_figures_of_the_build(lake_by_hand: Any) -> None:
+    result = publish(lake_by_hand)
+    split = lake_by_hand.plan.clips[0].split
+    counts = {(entry.group, entry.name): entry.n for entry in result.counts}
+    assert counts["samples", f"qa basic {split}"] == 4
+    assert counts["quarantine", "segmenter not_found"] == 2
+    assert counts["stages", "segmenter: tracks"] == 2
+    said = result.summary()
+    assert said.splitlines()[0] == f"build {result.build_id} committed: 12 samples, 5 quarantined"
+    assert f"    4 qa basic {split}" in said
+    assert result.report_uri.startswith("file:///")
+    assert result.report_uri in said
+    page = result.markdown()
+    assert "12 samples, 5 quarantined, 0 clips failed" in page
+    assert "| segmenter not_found | 2 |" in page
+    assert "| segmenter: tracks | 2 |" in page
+    assert "unchanged, already committed" in publish(lake_by_hand).summary()
+
+
+def test_a_build_in_an_object_store_is_named_by_its_address(lake_by_hand: Any) -> None:
+    manifest = read_manifest(lake_by_hand.lake, publish(lake_by_hand).build_id)
+    result = BuildResult.of(manifest, "bucket/lake/builds/b1", is_new=True, num_failed=0)
+    assert result.report_uri == "bucket/lake/builds/b1/report.html"

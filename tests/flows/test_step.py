@@ -1,0 +1,189 @@
+"""One (unit, agent): what is in the lake is not done again, batches are committed as they end, failures stay apart."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from flows.chain import Chain
+from flows.pools import Pools
+from flows.profile_config import ROLES
+from flows.progress import BuildProgress
+from flows.step import BuildRun, StepResult, run_step
+from infra.lake import Lake
+from infra.pool import LocalPool
+from infra.workbench import clip_id_of
+from schemas.record import Record
+
+LOGGER = logging.getLogger("by-hand")
+
+
+class HandAgent:
+    """Answers every job with the record made by hand; raises for the clips named in `bad`."""
+
+    def __init__(self, role: str, by_hand: Any, bad: Sequence[str], seen: list[list[str]]) -> None:
+        self.role, self.by_hand, self.bad, self.seen = role, by_hand, bad, seen
+
+    def setup(self) -> None:
+        LOGGER.warning("engine loaded")
+
+    def process(self, jobs: Sequence[Record]) -> list[Record]:
+        ids = [clip_id_of(job) for job in jobs]
+        self.seen.append(ids)
+        if broken := set(ids) & set(self.bad):
+            raise ValueError(f"cannot do {sorted(broken)}")
+        return [self.by_hand.outputs(getattr(job, "clip", job))[self.role] for job in jobs]
+
+    def close(self) -> None:
+        LOGGER.info("closed")
+
+
+class LocalPools:
+    """Pools in this process, in the place of those on Ray; `seen` are the batches that each agent was handed."""
+
+    def __init__(self, by_hand: Any, bad: dict[str, Sequence[str]] | None = None, batch_size: int = 2) -> None:
+        self.by_hand, self.bad, self.batch_size = by_hand, bad or {}, batch_size
+        self.seen: dict[str, list[list[str]]] = {}
+
+    def get(self, role: str) -> LocalPool[Any, Any]:
+        seen = self.seen.setdefault(role, [])
+        bad = self.bad.get(role, ())
+        return LocalPool(lambda: HandAgent(role, self.by_hand, bad, seen), batch_size=self.batch_size)
+
+
+def a_run(lake: Path, by_hand: Any, pools: LocalPools, num_clips: int = 3) -> BuildRun:
+    return BuildRun(
+        chain=Chain(Lake(lake), by_hand.labels()),
+        pools=cast("Pools", pools),
+        progress=BuildProgress(num_clips, ()),
+    )
+
+
+def steps(run: BuildRun, clips: Sequence[Any], lines: list[tuple[int, str]] | None = None) -> list[StepResult]:
+    """All agents in turn."""
+    said = [] if lines is None else lines
+    return [run_step(role, 0, clips, run, lambda level, line: said.append((level, line))) for role in ROLES]
+
+
+@pytest.fixture
+def clips(by_hand: Any) -> list[Any]:
+    return [by_hand.clip(f"c{number}") for number in (1, 2, 3)]
+
+
+def parts(lake: Path, role: str) -> list[Path]:
+    return sorted(lake.glob(f"agents/{role}/*/part-*.parquet"))
+
+
+def test_every_agent_leaves_its_outputs_in_the_lake_one_part_a_batch(
+    tmp_path: Path, by_hand: Any, clips: list[Any]
+) -> None:
+    pools = LocalPools(by_hand)
+    run = a_run(tmp_path, by_hand, pools)
+    results = steps(run, clips)
+    assert {(result.cached, result.done, result.failed, result.skipped) for result in results} == {(0, 3, 0, 0)}
+    assert pools.seen == {role: [["c1", "c2"], ["c3"]] for role in ROLES}
+    assert [len(parts(tmp_path, role)) for role in ROLES] == [2] * 5
+    again = Chain(Lake(tmp_path), by_hand.labels())
+    for role in ROLES:
+        assert again.outputs(role, clips) == {clip.clip_id: by_hand.outputs(clip)[role] for clip in clips}
+
+
+def test_a_batch_is_committed_before_the_next_one_is_begun(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    class Watching(LocalPools):
+        def __init__(self) -> None:
+            super().__init__(by_hand, batch_size=1)
+            self.held: list[int] = []
+
+        def get(self, role: str) -> LocalPool[Any, Any]:
+            pool = super().get(role)
+            serve = pool.run
+
+            def watched(priority: int, jobs: Sequence[Any]) -> Iterator[Any]:
+                for batch in serve(priority, jobs):
+                    self.held.append(len(parts(tmp_path, role)))
+                    yield batch
+
+            pool.run = watched  # type: ignore[method-assign]
+            return pool
+
+    pools = Watching()
+    run_step("analyzer", 0, clips, a_run(tmp_path, by_hand, pools), lambda *_: None)
+    assert pools.held == [0, 1, 2]
+
+
+def test_what_is_in_the_lake_is_not_computed_again(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    steps(a_run(tmp_path, by_hand, LocalPools(by_hand)), clips[:2])
+    pools = LocalPools(by_hand)
+    run = a_run(tmp_path, by_hand, pools)
+    results = steps(run, clips)
+    assert {(result.cached, result.done) for result in results} == {(2, 1)}
+    assert pools.seen == {role: [["c3"]] for role in ROLES}
+    nothing = LocalPools(by_hand)
+    assert {result.cached for result in steps(a_run(tmp_path, by_hand, nothing), clips)} == {3}
+    assert nothing.seen == {}
+
+
+def test_progress_counts_hits_and_work_alike(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    steps(a_run(tmp_path, by_hand, LocalPools(by_hand)), clips[:1])
+    run = a_run(tmp_path, by_hand, LocalPools(by_hand))
+    steps(run, clips)
+    counts = run.progress.snapshot()
+    assert {(agent.done, agent.total, agent.cached, agent.failed) for agent in counts.values()} == {(3, 3, 1, 0)}
+    assert {role: (agent.kept, agent.dropped) for role, agent in counts.items()} == {
+        "analyzer": (6, 3),
+        "segmenter": (3, 3),
+        "annotator": (3, 0),
+        "reviewer": (3, 0),
+        "refiner": (18, 0),
+    }
+
+
+def test_a_failing_clip_costs_itself_only_and_later_agents_leave_it_out(
+    tmp_path: Path, by_hand: Any, clips: list[Any]
+) -> None:
+    pools = LocalPools(by_hand, bad={"segmenter": ["c2"]})
+    run = a_run(tmp_path, by_hand, pools)
+    results = dict(zip(ROLES, steps(run, clips), strict=True))
+    assert (results["segmenter"].done, results["segmenter"].failed) == (2, 1)
+    assert [(results[role].done, results[role].skipped) for role in ROLES[2:]] == [(2, 1)] * 3
+    assert sorted(run.chain.outputs("refiner", clips)) == ["c1", "c3"]
+    assert [ids for ids in pools.seen["annotator"] if "c2" in ids] == []
+    entry = run.failed["c2"]
+    assert (entry.subject_id, entry.clip_id, entry.source_id) == ("c2", "c2", "row-c2")
+    assert (entry.stage, entry.reason, entry.retryable) == ("segmenter", "agent_error", True)
+    assert entry.evidence.startswith("2 tries: ValueError: cannot do ['c2']")
+    assert list(run.failed) == ["c2"]
+
+
+def test_the_next_run_tries_failed_clips_again(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    steps(a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2"]})), clips)
+    pools = LocalPools(by_hand)
+    run = a_run(tmp_path, by_hand, pools)
+    steps(run, clips)
+    assert run.failed == {}
+    assert pools.seen == {role: [["c2"]] for role in ROLES[1:]}
+    assert sorted(run.chain.outputs("refiner", clips)) == ["c1", "c2", "c3"]
+
+
+def test_a_batch_of_failures_only_commits_nothing(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    run = a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"analyzer": ["c1", "c2", "c3"]}))
+    results = steps(run, clips)
+    assert (results[0].done, results[0].failed, results[1].skipped) == (0, 3, 3)
+    assert parts(tmp_path, "analyzer") == []
+
+
+def test_what_an_agent_logs_and_its_failures_reach_the_run(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    lines: list[tuple[int, str]] = []
+    steps(a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"analyzer": ["c1"]})), clips, lines)
+    assert (logging.WARNING, "local by-hand: engine loaded") in lines
+    assert any(
+        level == logging.ERROR and "clip c1 failed in analyzer after 2 tries: ValueError" in line
+        for level, line in lines
+    )
+
+
+def test_a_step_describes_itself_in_one_line() -> None:
+    said = StepResult(cached=1, done=2, failed=3, skipped=4, busy_s=5.04).describe()
+    assert said == "1 clips in the lake, 2 done, 3 failed, 4 skipped, 5.0 s of work"

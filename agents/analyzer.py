@@ -25,6 +25,10 @@ REVISION = 1
 WHOLE_THRESHOLD = 0.85
 """Least cosine for a compound to be taken as a whole: "tennis racquet" is at 0.86, "bus stop" at 0.78 from "bus"."""
 
+LISTED_THRESHOLD = 0.999
+"""Least cosine for a noun that the parse leaves out of its chunks: only a listed word is taken there, since it may be
+a verb in truth ("sleep" is near "bed")."""
+
 SKIN_COLOURS = frozenset({"black", "white", "brown", "yellow"})
 """Said of a person these tell of no pixels ("a black man in a red coat")."""
 
@@ -111,7 +115,7 @@ class Analyzer:
         match = self._match(item, noun)
         if match.kind != "class":
             reason: Reason = "scenery" if match.kind == "scenery" else "not_detectable"
-            return _rejection(clip, mention_id, noun, reason, self._evidence(match))
+            return _rejection(clip, mention_id, noun, reason, self._evidence(match, self._threshold(item)))
         return Mention(
             mention_id=mention_id,
             clip_id=clip.clip_id,
@@ -129,18 +133,20 @@ class Analyzer:
     def _match(self, item: Nominal, noun: str) -> NounMatch:
         """A compound decides where it is known as a whole ("traffic light"), else its head does ("city bus")."""
         assert self._nouns is not None, "setup() comes first"
-        threshold = self._config.class_threshold
         before = item.noun.nbor(-1) if item.noun.i > item.start else None
         if before is not None and before.dep_ in ("compound", "amod"):
             whole = self._nouns.match(f"{before.lower_} {noun}", WHOLE_THRESHOLD)
             if whole.kind == "class" and " " in whole.nearest_word:
                 return whole
-        return self._nouns.match(noun, threshold)
+        return self._nouns.match(noun, self._threshold(item))
 
-    def _evidence(self, match: NounMatch) -> str:
+    def _threshold(self, item: Nominal) -> float:
+        return LISTED_THRESHOLD if item.left_out else self._config.class_threshold
+
+    def _evidence(self, match: NounMatch, threshold: float) -> str:
         return (
             f"nearest class {match.detector_class!r} at cosine {match.class_similarity:.2f}, nearest known word "
-            f"{match.nearest_word!r} at {match.nearest_similarity:.2f} (least {self._config.class_threshold:.2f})"
+            f"{match.nearest_word!r} at {match.nearest_similarity:.2f} (least {threshold:.2f})"
         )
 
 

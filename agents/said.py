@@ -29,30 +29,38 @@ from agents.vocabulary import (
 from schemas.mention import Number, Role, SaidAttributes
 from schemas.words import Colour, Direction, Place
 
+MODIFIERS = ("det", "amod", "nummod", "poss")
+"""Arcs of the words that a noun chunk starts with."""
+
 
 @dataclass(frozen=True)
 class Nominal:
-    """One noun chunk: `[start, end)` tokens of the parse, the noun token that heads it, and its verb where misread.
+    """One noun chunk: `[start, end)` tokens of the parse, and the noun token that heads it.
 
-    The small parser reads "A red ball moves" as a plural noun "moves"; a singular article before a plural head gives
-    that away, and `misread_verb` is then the token "moves". `quantifier` is "pair" in "a pair of birds".
+    `quantifier` is "pair" in "a pair of birds"; `left_out` tells that the parse has the noun in no chunk of its own.
     """
 
     start: int
     end: int
     noun: Any
-    misread_verb: Any = None
     quantifier: Any = None
+    left_out: bool = False
 
 
 def nominals(doc: Any) -> list[Nominal]:
-    """Every noun chunk of a parse, in order; "a pair of birds" is one."""
+    """Every noun chunk of a parse, in order; "a pair of birds" is one.
+
+    Each noun is in one of them: those that the parse leaves out of its chunks ("walks past a bicycle", with "bicycle"
+    read as an adverb) make chunks of their own.
+    """
     found: list[Nominal] = []
-    read = [_nominal(chunk) for chunk in doc.noun_chunks] + [item for token in doc if (item := _hidden(token))]
+    read = [Nominal(chunk.start, chunk.end, chunk.root) for chunk in doc.noun_chunks]
+    chunked = {i for item in read for i in range(item.start, item.end)}
+    read += [_left_out(token) for token in doc if token.pos_ in ("NOUN", "PROPN") and token.i not in chunked]
     for item in sorted(read, key=lambda item: item.start):
         before = found[-1] if found else None
         if before and lemma_of(before.noun) in QUANTIFIERS and _is_of(before.noun, item.noun):
-            found[-1] = Nominal(before.start, item.end, item.noun, item.misread_verb, before.noun)
+            found[-1] = Nominal(before.start, item.end, item.noun, before.noun)
         else:
             found.append(item)
     return found
@@ -79,8 +87,6 @@ def lemma_of(token: Any) -> str:
 def role_of(item: Nominal) -> Role:
     """`subject` for what does or is shown; `other` for what stands in relation to it."""
     token = item.quantifier or item.noun
-    if item.misread_verb is not None:
-        return "subject"
     while token.dep_ in ("conj", "appos"):
         token = token.head
     return "subject" if token.dep_ in ("nsubj", "nsubjpass", "ROOT", "csubj", "attr") else "other"
@@ -102,25 +108,11 @@ def is_denied(item: Nominal) -> bool:
     )
 
 
-def _nominal(chunk: Any) -> Nominal:
-    root = chunk.root
-    singular_article = any(child.lower_ in ("a", "an", "one", "this") for child in root.children)
-    before = root.nbor(-1) if root.i > chunk.start else None
-    if root.tag_ == "NNS" and singular_article and before is not None and before.dep_ == "compound":
-        return Nominal(chunk.start, root.i, before, misread_verb=root)
-    return Nominal(chunk.start, chunk.end, root)
-
-
-def _hidden(token: Any) -> Nominal | None:
-    """The noun of "A bus moves", where "bus" is read as a compound of a verb and so is in no chunk."""
-    if token.pos_ not in ("VERB", "AUX") or token.i == 0 or token.nbor(-1).dep_ != "compound":
-        return None
-    noun = token.nbor(-1)
-    if noun.pos_ not in ("NOUN", "PROPN") or noun.head.i != token.i:
-        return None
-    parts = [child.i for owner in (noun, token) for child in owner.children if child.dep_ in ("det", "amod", "nummod")]
-    start = min([i for i in parts if i < noun.i], default=noun.i)
-    return Nominal(start, token.i, noun, misread_verb=token)
+def _left_out(noun: Any) -> Nominal:
+    start = noun.i
+    while start > 0 and (before := noun.nbor(start - 1 - noun.i)).head.i == noun.i and before.dep_ in MODIFIERS:
+        start -= 1
+    return Nominal(start, noun.i + 1, noun, left_out=True)
 
 
 def _is_of(quantifier: Any, noun: Any) -> bool:
@@ -130,8 +122,7 @@ def _is_of(quantifier: Any, noun: Any) -> bool:
 def _verbs(item: Nominal) -> list[Any]:
     """Verbs that the noun is subject of: its own, their conjuncts, participles and relative clauses on the noun."""
     token = item.quantifier or item.noun
-    verbs = [item.misread_verb] if item.misread_verb is not None else []
-    verbs += [child for child in token.children if _describes(child)]
+    verbs = [child for child in token.children if _describes(child)]
     if token is not item.noun:
         verbs += [child for child in item.noun.children if _describes(child)]
     while token.dep_ == "conj" and token.head.pos_ in ("NOUN", "PROPN"):
@@ -195,11 +186,9 @@ def _is_negated(verb: Any) -> bool:
 
 def _colours(item: Nominal, verbs: list[Any]) -> Iterator[Colour]:
     noun = item.noun
-    owners = [noun] if item.misread_verb is None else [noun, item.misread_verb]
-    for owner in owners:
-        for child in owner.children:
-            if child.dep_ in ("amod", "compound", "nmod") and item.start <= child.i < noun.i:
-                yield from _colour_words(child)
+    for child in noun.children:
+        if child.dep_ in ("amod", "compound", "nmod") and item.start <= child.i < noun.i:
+            yield from _colour_words(child)
     for verb in verbs:
         if verb.lemma_ in COPULAS:
             for child in verb.children:

@@ -68,6 +68,12 @@ MOTION_VERBS = words(
     "cycle march gallop trot stroll wander glide dash rush sprint hurry pass cross advance proceed hop jump leap climb "
     "bounce push pull carry rise ascend descend recede approach zoom shift pedal step back"
 )
+NOUN_LIKE_VERBS = frozenset(MOTION_VERBS) - {"head", "back", "step"} | frozenset(
+    words("turn stand stay sit lie rest wait stop start land kick throw catch hit hold play dance eat drink look watch")
+)
+"""Verbs of captions whose forms pass for nouns ("a cyclist moves", "cars drive by")."""
+SINGULAR_ARTICLES = words("a an another one this each every")
+
 COPULAS = words("be look appear seem")
 BREAKING_VERBS = words("stop avoid refuse fail cease quit")
 """What follows them does not happen."""
@@ -120,7 +126,7 @@ SCENERY = words(
     "street road sidewalk background foreground scene view sky cloud grass ground field park beach sea water river "
     "mountain hill forest tree room kitchen office house building city town wall floor window day night weather "
     "light snow rain video camera frame picture screen image distance shadow side left right top bottom middle "
-    "center corner way air time station airport railway"
+    "center corner way air time station airport railway track"
 )
 """Where, when and how a scene is shown: never one object."""
 
@@ -130,6 +136,6 @@ UNKNOWN = words(
     "text story rope weapon music game dance event group crowd rabbit monkey fox lion wolf deer goat pig camel fish "
     "insect snake turtle chicken whale walrus penguin helicopter rocket skyscraper tractor bulldozer wheelchair "
     "stroller balloon lamp mirror pencil fire flower leaf garden piano broom bucket pillow stove bread cheese salad "
-    "berry jar stone color"
+    "berry jar stone color ride"
 )
 """Kinds of things outside the classes, and parts of things."""

@@ -30,7 +30,7 @@ from flows.progress import BuildProgress, ProgressSink
 from flows.publish import publish_build
 from flows.result import BuildResult
 from flows.step import BuildRun, run_step
-from flows.wiring import Site, agent_labels
+from flows.wiring import Site, agent_labels, annotator_needs
 from infra.lake import Lake
 from infra.settings import settings
 from schemas.clip import Clip
@@ -114,7 +114,7 @@ def build(
     site = Site(videos_root=str(plan.videos_root.resolve()), frames_dir=str(settings().cache_dir / "frames"))
     progress = BuildProgress(len(plan.clips), (ArtifactProgress(), *_sinks))
     with Pools(resolved, site, ray_address) as pools:
-        run = BuildRun(chain=Chain(store, labels), pools=pools, progress=progress)
+        run = BuildRun(chain=Chain(store, labels, annotator_needs(resolved)), pools=pools, progress=progress)
         _run_units(plan, run, resolved.units_in_flight)
         ray_started = pools.started
     result: BuildResult = publish_task(_whole(plan), _whole(run), source, _whole(store), _whole(resolved), _whole(site))
@@ -127,10 +127,13 @@ def _run_units(plan: Plan, run: BuildRun, units_in_flight: int) -> None:
     for unit, clips in enumerate(plan.units):
         if unit >= units_in_flight:
             last[unit - units_in_flight].result()
-        before: list[PrefectFuture[Any]] = []
+        futures: dict[Role, PrefectFuture[Any]] = {}
         for role in ROLES:
-            before = [agent_task.submit(role, unit, _whole(clips), _whole(run), wait_for=before, return_state=False)]
-        last += before
+            before = [futures[other] for other in run.chain.waits_for(role)]
+            futures[role] = agent_task.submit(
+                role, unit, _whole(clips), _whole(run), wait_for=before, return_state=False
+            )
+        last.append(futures[ROLES[-1]])
     for future in last:
         future.result()
 

@@ -1,7 +1,7 @@
 """The chain of agents as the build sees it: what each one reads, and the key under which its output rests."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from flows.profile_config import ROLES, Role
 from infra.lake import AgentStore, Lake
@@ -23,15 +23,10 @@ OUTPUT: dict[Role, type[Record]] = {
     "refiner": SampleSet,
 }
 
-JOB: dict[Role, type[Record]] = {
-    "segmenter": SegmenterJob,
-    "annotator": AnnotatorJob,
-    "reviewer": ReviewerJob,
-    "refiner": RefinerJob,
-}
+_JOBS: tuple[type[Record], ...] = (SegmenterJob, AnnotatorJob, ReviewerJob, RefinerJob)
 
-UPSTREAM: dict[Role, tuple[Role, ...]] = {role: ROLES[:position] for position, role in enumerate(ROLES)}
-"""Every agent reads all that came before it; an annotator that needs tracks comes after the segmenter."""
+Needs = Literal["mentions", "tracks"]
+"""What an annotator's engine declares that it reads besides the clip."""
 
 FIELD: dict[Role, str] = {
     "analyzer": "mentions",
@@ -43,6 +38,18 @@ FIELD: dict[Role, str] = {
 """Under which name an agent's output rests in the jobs of later ones, and holds its own records."""
 
 
+def upstream_of(annotator_needs: Needs) -> dict[Role, tuple[Role, ...]]:
+    """What each agent reads: the paper's annotator beside the segmenter, one that needs tracks after it."""
+    before_annotator: tuple[Role, ...] = ("analyzer",) if annotator_needs == "mentions" else ("analyzer", "segmenter")
+    return {
+        "analyzer": (),
+        "segmenter": ("analyzer",),
+        "annotator": before_annotator,
+        "reviewer": ("analyzer", "segmenter", "annotator"),
+        "refiner": ("analyzer", "segmenter", "annotator", "reviewer"),
+    }
+
+
 class Chain:
     """The agents' stores in one lake, with the key of every clip at every agent.
 
@@ -51,8 +58,9 @@ class Chain:
     without reading a single output.
     """
 
-    def __init__(self, lake: Lake, labels: Mapping[Role, AgentLabel]) -> None:
+    def __init__(self, lake: Lake, labels: Mapping[Role, AgentLabel], annotator_needs: Needs) -> None:
         self.labels = dict(labels)
+        self.upstream = upstream_of(annotator_needs)
         self._keys: dict[str, dict[Role, str]] = {}
         self._stores: dict[Role, AgentStore[Any]] = {
             role: lake.agent_store(labels[role], OUTPUT[role]) for role in ROLES
@@ -63,9 +71,14 @@ class Chain:
         if clip.clip_id not in self._keys:
             keys: dict[Role, str] = {}
             for role in ROLES:
-                keys[role] = content_id(self.labels[role], clip, *(keys[upstream] for upstream in UPSTREAM[role]))
+                keys[role] = content_id(self.labels[role], clip, *(keys[upstream] for upstream in self.upstream[role]))
             self._keys[clip.clip_id] = keys
         return self._keys[clip.clip_id]
+
+    def waits_for(self, role: Role) -> tuple[Role, ...]:
+        """The agents right before this one: what it reads, without what those have waited for themselves."""
+        read = self.upstream[role]
+        return tuple(other for other in read if not any(other in self.upstream[later] for later in read))
 
     def store(self, role: Role) -> AgentStore[Any]:
         """Where one agent's outputs rest."""
@@ -86,10 +99,12 @@ class Chain:
         """What the agent is to be handed for each clip whose upstream outputs are all there, in order."""
         if role == "analyzer":
             return list(clips)
-        upstream = {other: self.outputs(other, clips) for other in UPSTREAM[role]}
+        upstream = {other: self.outputs(other, clips) for other in self.upstream[role]}
         ready = [clip for clip in clips if all(clip.clip_id in found for found in upstream.values())]
+        fields = {"clip", *(FIELD[other] for other in upstream)}
+        (job_type,) = (job for job in _JOBS if job.model_fields.keys() == fields)
         return [
-            JOB[role].model_validate(
+            job_type.model_validate(
                 {"clip": clip} | {FIELD[other]: found[clip.clip_id] for other, found in upstream.items()}
             )
             for clip in ready

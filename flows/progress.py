@@ -20,13 +20,15 @@ LINE_EVERY_S = 10.0
 class AgentProgress:
     """Counts of one agent; `total` and `done` are clips, `kept` and `dropped` what the agent made of them.
 
-    `cached` clips were found in the lake; `failed` ones died or raised. `elapsed_s` runs from the agent's first clip.
+    `cached` clips were found in the lake; `failed` ones died or raised, `skipped` ones did so in an agent before; all
+    are among `done`. `elapsed_s` runs from the agent's first clip.
     """
 
     total: int
     done: int = 0
     cached: int = 0
     failed: int = 0
+    skipped: int = 0
     kept: int = 0
     dropped: int = 0
     busy_s: float = 0.0
@@ -34,8 +36,8 @@ class AgentProgress:
 
     @property
     def rate_per_s(self) -> float:
-        """Clips worked on per second since the agent began, cached ones left out."""
-        return (self.done - self.cached) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        """Clips worked on per second since the agent began, cached and skipped ones left out."""
+        return (self.done - self.cached - self.skipped) / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def left_s(self) -> float | None:
@@ -46,9 +48,10 @@ class AgentProgress:
         """The counts in one line."""
         left = "" if self.left_s is None or self.done == self.total else f", ETA {self.left_s:.0f} s"
         failed = f", failed {self.failed}" if self.failed else ""
+        skipped = f", skipped {self.skipped}" if self.skipped else ""
         return (
             f"done {self.done} of {self.total} clips (cached {self.cached}), kept {self.kept}, dropped {self.dropped}"
-            f"{failed}, {self.rate_per_s:.2f} clips/s{left}"
+            f"{failed}{skipped}, {self.rate_per_s:.2f} clips/s{left}"
         )
 
 
@@ -80,6 +83,7 @@ class BuildProgress:
         done: int,
         cached: int = 0,
         failed: int = 0,
+        skipped: int = 0,
         kept: int = 0,
         dropped: int = 0,
         busy_s: float = 0.0,
@@ -93,6 +97,7 @@ class BuildProgress:
                 done=old.done + done,
                 cached=old.cached + cached,
                 failed=old.failed + failed,
+                skipped=old.skipped + skipped,
                 kept=old.kept + kept,
                 dropped=old.dropped + dropped,
                 busy_s=old.busy_s + busy_s,
@@ -142,7 +147,7 @@ class TerminalProgress:
         self._next_line_s = time.monotonic() + LINE_EVERY_S
         for role, agent in self._latest.items():
             if self._shown.get(role) != agent:
-                self._console.print(f"{role:>9}: {agent.describe()}", highlight=False)
+                self._console.print(f"{role:>9}: {agent.describe()}", highlight=False, soft_wrap=True)
                 self._shown[role] = agent
 
 

@@ -60,7 +60,9 @@ def run_step(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun, log: L
     """
     alive = [clip for clip in clips if clip.clip_id not in run.failed]
     stale = run.chain.stale(role, alive)
-    cached = len(alive) - len(stale)
+    cached, skipped = len(alive) - len(stale), len(clips) - len(alive)
+    if skipped:
+        run.progress.add(role, done=skipped, skipped=skipped)
     if cached:
         kept, dropped = _counts(run.chain.outputs(role, [clip for clip in alive if clip not in stale]).values())
         run.progress.add(role, done=cached, cached=cached, kept=kept, dropped=dropped)
@@ -75,7 +77,7 @@ def run_step(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun, log: L
             done += len(batch.outcomes) - failures
             failed += failures
             busy_s += batch.busy_s
-    return StepResult(cached=cached, done=done, failed=failed, skipped=len(clips) - len(alive), busy_s=busy_s)
+    return StepResult(cached=cached, done=done, failed=failed, skipped=skipped, busy_s=busy_s)
 
 
 def _commit(role: Role, batch: BatchDone[Any, Any], by_id: dict[str, Clip], run: BuildRun, log: Log) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agents.analyzer import Analyzer
 from agents.annotator import Annotator
@@ -44,6 +44,12 @@ def agent_labels(profile: Profile) -> dict[Role, AgentLabel]:
 def required_weights(labels: Mapping[Role, AgentLabel]) -> tuple[str, ...]:
     """Names of the packaged weights that the labelled agents load."""
     return tuple(sorted({weight.split("@")[0] for label in labels.values() for weight in label.weights}))
+
+
+def annotator_needs(profile: Profile) -> Literal["mentions", "tracks"]:
+    """What the profile's annotator engine declares to read."""
+    engines = {"measured-facts": Annotator}
+    return engines[profile.annotator.engine].needs
 
 
 def agent_factory(role: Role, profile: Profile, site: Site) -> Callable[[], AnyAgent]:

@@ -9,7 +9,7 @@ from schemas.verdict import VerdictSet
 
 
 class SegmenterJob(Record):
-    """A clip and the nouns to find in it."""
+    """A clip and its nouns, for the segmenter, and for an annotator that needs no tracks."""
 
     clip: Clip
     mentions: MentionSet

@@ -71,19 +71,17 @@ def test_what_one_stops_doing_is_not_said():
     assert only(doc).actions == ("stop",)
 
 
-def test_an_article_before_a_plural_head_gives_the_misread_verb_away():
+def test_a_noun_that_the_parse_has_in_no_chunk_makes_its_own():
     doc = parse(
-        "A DT det 3",
-        "red JJ amod 2",
-        "ball NN compound 3",
-        "moves NNS ROOT 3 move",
-        "to IN prep 3",
-        "the DT det 6",
-        "right NN pobj 4",
+        "walks VBZ ROOT 0 walk",
+        "past IN prep 0",
+        "a DT det 4",
+        "parked VBN amod 4",
+        "bicycle NN npadvmod 0",
+        ". . punct 0",
     )
-    item = nominals(doc)[0]
-    assert (item.noun.text, item.misread_verb.text, role_of(item)) == ("ball", "moves", "subject")
-    assert said_of(item) == SaidAttributes(colours=("red",), directions=("right",), actions=("move",), count=1)
+    (item,) = nominals(doc)
+    assert (doc[item.start : item.end].text, item.left_out, role_of(item)) == ("a parked bicycle", True, "other")
 
 
 def test_a_shirts_colour_is_not_its_wearers():

@@ -10,7 +10,7 @@ import pytest
 from flows.chain import Chain
 from flows.plan import Plan, plan_build
 from flows.profile_config import ROLES, Profile, Role, load_profile
-from flows.wiring import Site
+from flows.wiring import Site, annotator_needs
 from infra.lake import Lake
 from schemas.caption import AppearanceFacts, CaptionSet, ColourShare, MotionFacts, ObjectCaption
 from schemas.clip import Clip
@@ -163,7 +163,7 @@ class HandMadeLake:
         self.lake = Lake(folder)
         self.profile: Profile = load_profile("embedded")
         self.plan: Plan = plan_build(source, None, self.lake, self.profile, None)
-        self.chain = Chain(self.lake, by_hand.labels())
+        self.chain = Chain(self.lake, by_hand.labels(), annotator_needs(self.profile))
         self.site = Site(videos_root=str(self.plan.videos_root), frames_dir=str(folder.parent / "frames"))
 
 

@@ -19,21 +19,24 @@ from schemas.clip import Clip
 from schemas.label import AgentLabel
 clip, labels = json.load(sys.stdin)
 labels = {role: AgentLabel.model_validate(label) for role, label in labels.items()}
-print(json.dumps(Chain(Lake("nowhere"), labels).keys(Clip.model_validate(clip))))
+print(json.dumps(Chain(Lake("nowhere"), labels, "tracks").keys(Clip.model_validate(clip))))
 """
 
 
 def test_every_key_changes_with_the_caption(tmp_path: Path, by_hand: Any) -> None:
-    chain = Chain(Lake(tmp_path), by_hand.labels())
+    chain = Chain(Lake(tmp_path), by_hand.labels(), "tracks")
     # the id held fixed, so that the caption alone makes the difference
-    old, new = chain.keys(by_hand.clip()), Chain(Lake(tmp_path), by_hand.labels()).keys(by_hand.clip(caption="A cow."))
+    old, new = (
+        chain.keys(by_hand.clip()),
+        Chain(Lake(tmp_path), by_hand.labels(), "tracks").keys(by_hand.clip(caption="A cow.")),
+    )
     assert all(old[role] != new[role] for role in ROLES)
 
 
 def test_a_new_prompt_changes_the_key_of_its_agent_and_of_those_after_it_only(tmp_path: Path, by_hand: Any) -> None:
     def changed_by(role: str) -> list[str]:
         old, new = (
-            Chain(Lake(tmp_path), labels).keys(by_hand.clip())
+            Chain(Lake(tmp_path), labels, "tracks").keys(by_hand.clip())
             for labels in (by_hand.labels(), by_hand.labels(**{role: "a new prompt"}))
         )
         return [role for role in ROLES if old[role] != new[role]]
@@ -53,21 +56,21 @@ def test_keys_are_the_same_in_every_process(tmp_path: Path, by_hand: Any) -> Non
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout) == Chain(Lake(tmp_path), labels).keys(by_hand.clip())
+    assert json.loads(done.stdout) == Chain(Lake(tmp_path), labels, "tracks").keys(by_hand.clip())
 
 
 def test_a_clip_is_stale_until_its_output_is_in_the_lake(tmp_path: Path, by_hand: Any) -> None:
-    chain = Chain(Lake(tmp_path), by_hand.labels())
+    chain = Chain(Lake(tmp_path), by_hand.labels(), "tracks")
     one, two = by_hand.clip("c1"), by_hand.clip("c2")
     assert chain.stale("analyzer", [one, two]) == [one, two]
     by_hand.fill(chain, one, {"analyzer": by_hand.mentions(one)})
     assert chain.stale("analyzer", [one, two]) == [two]
     assert chain.stale("segmenter", [one, two]) == [one, two]
-    assert Chain(Lake(tmp_path), by_hand.labels()).stale("analyzer", [one, two]) == [two]
+    assert Chain(Lake(tmp_path), by_hand.labels(), "tracks").stale("analyzer", [one, two]) == [two]
 
 
 def test_outputs_come_back_by_clip_and_those_not_there_are_left_out(tmp_path: Path, by_hand: Any) -> None:
-    chain = Chain(Lake(tmp_path), by_hand.labels())
+    chain = Chain(Lake(tmp_path), by_hand.labels(), "tracks")
     one, two = by_hand.clip("c1"), by_hand.clip("c2")
     by_hand.fill(chain, one)
     for role, output in by_hand.outputs(one).items():
@@ -75,7 +78,7 @@ def test_outputs_come_back_by_clip_and_those_not_there_are_left_out(tmp_path: Pa
 
 
 def test_an_agent_is_handed_what_all_before_it_made(tmp_path: Path, by_hand: Any) -> None:
-    chain = Chain(Lake(tmp_path), by_hand.labels())
+    chain = Chain(Lake(tmp_path), by_hand.labels(), "tracks")
     one, two = by_hand.clip("c1"), by_hand.clip("c2")
     for clip in (one, two):
         by_hand.fill(chain, clip)
@@ -91,9 +94,33 @@ def test_an_agent_is_handed_what_all_before_it_made(tmp_path: Path, by_hand: Any
 
 
 def test_a_clip_without_all_upstream_outputs_gives_no_job(tmp_path: Path, by_hand: Any) -> None:
-    chain = Chain(Lake(tmp_path), by_hand.labels())
+    chain = Chain(Lake(tmp_path), by_hand.labels(), "tracks")
     one, two = by_hand.clip("c1"), by_hand.clip("c2")
     by_hand.fill(chain, one)
     by_hand.fill(chain, two, {"analyzer": by_hand.mentions(two)})
     assert [job.clip.clip_id for job in chain.jobs("segmenter", [one, two])] == ["c1", "c2"]
     assert [job.clip.clip_id for job in chain.jobs("annotator", [one, two])] == ["c1"]
+
+
+def test_an_annotator_that_needs_no_tracks_stands_beside_the_segmenter(tmp_path: Path, by_hand: Any) -> None:
+    beside, after = (Chain(Lake(tmp_path), by_hand.labels(), needs) for needs in ("mentions", "tracks"))
+    assert [beside.waits_for(role) for role in ROLES] == [
+        (),
+        ("analyzer",),
+        ("analyzer",),
+        ("segmenter", "annotator"),
+        ("reviewer",),
+    ]
+    assert [after.waits_for(role) for role in ROLES] == [(), *((role,) for role in ROLES[:-1])]
+
+
+def test_its_key_and_its_job_know_nothing_of_tracks(tmp_path: Path, by_hand: Any) -> None:
+    clip = by_hand.clip()
+    old, new = (
+        Chain(Lake(tmp_path), by_hand.labels(segmenter=prompt), "mentions").keys(clip) for prompt in ("", "new")
+    )
+    assert [role for role in ROLES if old[role] != new[role]] == ["segmenter", "reviewer", "refiner"]
+    chain = Chain(Lake(tmp_path), by_hand.labels(), "mentions")
+    by_hand.fill(chain, clip, {"analyzer": by_hand.mentions(clip)})
+    assert chain.jobs("annotator", [clip]) == [SegmenterJob(clip=clip, mentions=by_hand.mentions(clip))]
+    assert chain.jobs("reviewer", [clip]) == []

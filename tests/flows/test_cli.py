@@ -1,11 +1,9 @@
 """The command line: help, one JSON object where one is asked for, and one line on stderr for what users cause."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from flows import cli, names
 from flows.cli import BAD_USAGE, FAILED, app
 from flows.profile_config import load_profile
 from flows.publish import publish_build
-from flows.server import HOST, start_server, stop_server
+from flows.server import HOST
 from flows.wiring import agent_labels, required_weights
-from infra.settings import settings
-from infra.weights import FETCH_COMMAND, fetch
+from infra.weights import CATALOGUE, FETCH_COMMAND
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -157,67 +154,49 @@ def test_a_rival_distribution_stops_every_command(
     assert "'schemas' is also installed by rival" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a machine with all weights and a Prefect server that runs."""
-    weights = required_weights(agent_labels(load_profile("painted")))
-    fetch(weights, print)
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "cache").mkdir()
-    (folder / "cache" / "files").symlink_to(settings().cache_dir / "files")
-    before = dict(os.environ)
-    os.environ.pop("PREFECT_API_URL", None)
-    os.environ.update(VIDEOREFER_CACHE=str(folder / "cache"), PREFECT_HOME=str(folder / "prefect"))
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
-    start_server(port)
-    yield dict(os.environ)
-    stop_server()
-    os.environ.clear()
-    os.environ.update(before)
+@pytest.fixture
+def one_clip(make_video: Any) -> Path:
+    """A folder of one captioned video."""
+    video: Path = make_video("source/a.mp4")
+    video.with_suffix(".txt").write_text("A cat.")
+    return video.parent
 
 
-class Ended:
-    """What a command in a process of its own ended with."""
-
-    def __init__(self, done: "subprocess.CompletedProcess[str]") -> None:
-        self.exit_code, self.stdout, self.stderr = done.returncode, done.stdout, done.stderr
-
-
-def run_build(env: dict[str, str], source: Path, lake: Path) -> Ended:
-    command = ["-c", "from flows.cli import main; main()", "build", "--profile", "painted"]
-    return Ended(
-        subprocess.run(
-            [sys.executable, *command, "--source", str(source), "--lake", str(lake)],
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    )
+@pytest.fixture
+def with_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of the test's own seems to hold every weight; what is refused here is refused before any is loaded."""
+    for weight in required_weights(agent_labels(load_profile("painted"))):
+        CATALOGUE[weight].path.parent.mkdir(parents=True, exist_ok=True)
+        CATALOGUE[weight].path.touch()
 
 
-@pytest.mark.weights
-def test_an_empty_source_is_bad_usage_in_one_line(served: dict[str, str], tmp_path: Path) -> None:
+def build(source: Path, lake: Path) -> Any:
+    return invoke("build", "--profile", "painted", "--source", source, "--lake", lake)
+
+
+def test_an_empty_source_is_bad_usage_in_one_line(with_weights: None, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    said = one_error(run_build(served, tmp_path / "empty", tmp_path / "lake"), BAD_USAGE)
-    assert "is empty" in said
+    assert "is empty" in one_error(build(tmp_path / "empty", tmp_path / "lake"), BAD_USAGE)
+    assert "does not exist" in one_error(build(tmp_path / "nowhere", tmp_path / "lake"), BAD_USAGE)
 
 
-@pytest.mark.weights
-def test_a_lake_that_cannot_be_written_is_one_line(served: dict[str, str], tmp_path: Path, make_video: Any) -> None:
-    make_video("source/a.mp4").with_suffix(".txt").write_text("A cat.")
+def test_a_lake_that_cannot_be_written_is_one_line(with_weights: None, tmp_path: Path, one_clip: Path) -> None:
     (tmp_path / "file").touch()
-    said = one_error(run_build(served, tmp_path / "source", tmp_path / "file" / "lake"), FAILED)
-    assert "cannot write to the lake" in said
+    assert "cannot write to the lake" in one_error(build(one_clip, tmp_path / "file" / "lake"), FAILED)
 
 
-@pytest.mark.weights
-def test_missing_weights_are_said_with_the_command_that_fetches_them(served: dict[str, str], tmp_path: Path) -> None:
-    bare = served | {"VIDEOREFER_CACHE": str(tmp_path / "bare"), "PREFECT_API_URL": ""}
-    bare["PREFECT_API_URL"] = json.loads(Path(served["VIDEOREFER_CACHE"], "prefect-server.json").read_text())["url"]
-    bare["PREFECT_API_URL"] += "/api"
-    said = one_error(run_build(bare, tmp_path, tmp_path / "lake"), FAILED)
+def test_missing_weights_are_said_with_the_command_that_fetches_them(tmp_path: Path, one_clip: Path) -> None:
+    said = one_error(build(one_clip, tmp_path / "lake"), FAILED)
     assert "is missing" in said
     assert FETCH_COMMAND in said
+
+
+def test_what_is_refused_is_refused_before_prefect_and_ray_are_loaded(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom flows.cli import main\n"
+        "try:\n    main()\nfinally:\n    print(sorted({'prefect', 'ray'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", script, "build", "--source", str(tmp_path / "nowhere"), "--lake", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (BAD_USAGE, "[]\n")
+    assert len(done.stderr.splitlines()) == 1

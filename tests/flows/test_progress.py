@@ -72,9 +72,15 @@ def test_failures_are_said_and_what_is_done_has_no_time_left() -> None:
     assert agent.describe() == "done 2 of 2 clips (cached 0), kept 0, dropped 0, failed 1, 2.00 clips/s"
 
 
+def test_clips_that_failed_before_count_as_done_but_not_as_work() -> None:
+    agent = AgentProgress(total=4, done=3, skipped=1, elapsed_s=1.0)
+    assert (agent.rate_per_s, agent.left_s) == (2.0, 0.5)
+    assert "skipped 1" in agent.describe()
+
+
 def test_a_log_gets_a_line_per_agent_now_and_then_and_the_last_counts_at_the_end(clock: Clock) -> None:
     text = io.StringIO()
-    with TerminalProgress(Console(file=text, width=200)) as terminal:
+    with TerminalProgress(Console(file=text, width=40)) as terminal:  # lines are not broken, however narrow
         counts = BuildProgress(3, (terminal,))
         counts.add("analyzer", done=1)
         counts.add("analyzer", done=1)  # too soon for another line

@@ -58,9 +58,7 @@ def group_is_gone(pid: int, within_s: float = 10.0) -> bool:
     return False
 
 
-def test_a_server_is_started_once_found_again_and_stopped_whole(
-    free_port: int, own_folders: Path
-) -> None:
+def test_a_server_is_started_once_found_again_and_stopped_whole(free_port: int, own_folders: Path) -> None:
     assert running_server() is None
     server, is_new = start_server(free_port)
     try:
@@ -86,9 +84,7 @@ def test_a_taken_port_is_one_clear_error(taken_port: int) -> None:
     assert running_server() is None
 
 
-def test_a_server_that_does_not_come_up_names_its_log(
-    free_port: int, own_folders: Path
-) -> None:
+def test_a_server_that_does_not_come_up_names_its_log(free_port: int, own_folders: Path) -> None:
     (own_folders / "prefect").write_text("a file where Prefect wants a folder")
     with pytest.raises(ServerError, match=r"^the Prefect server did not come up; its log: (.*)$") as raised:
         start_server(free_port)
@@ -110,9 +106,7 @@ def test_an_interrupted_start_leaves_no_server_behind(free_port: int, monkeypatc
     assert stop_server() is None
 
 
-def test_a_process_that_only_bears_the_old_number_is_left_alone(
-    free_port: int, own_folders: Path
-) -> None:
+def test_a_process_that_only_bears_the_old_number_is_left_alone(free_port: int, own_folders: Path) -> None:
     state = own_folders / "cache" / "prefect-server.json"
     state.parent.mkdir()
     stale = Server(pid=os.getpid(), url=f"http://{HOST}:{free_port}")

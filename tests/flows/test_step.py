@@ -55,7 +55,7 @@ class LocalPools:
 
 def a_run(lake: Path, by_hand: Any, pools: LocalPools, num_clips: int = 3) -> BuildRun:
     return BuildRun(
-        chain=Chain(Lake(lake), by_hand.labels()),
+        chain=Chain(Lake(lake), by_hand.labels(), "tracks"),
         pools=cast("Pools", pools),
         progress=BuildProgress(num_clips, ()),
     )
@@ -85,7 +85,7 @@ def test_every_agent_leaves_its_outputs_in_the_lake_one_part_a_batch(
     assert {(result.cached, result.done, result.failed, result.skipped) for result in results} == {(0, 3, 0, 0)}
     assert pools.seen == {role: [["c1", "c2"], ["c3"]] for role in ROLES}
     assert [len(parts(tmp_path, role)) for role in ROLES] == [2] * 5
-    again = Chain(Lake(tmp_path), by_hand.labels())
+    again = Chain(Lake(tmp_path), by_hand.labels(), "tracks")
     for role in ROLES:
         assert again.outputs(role, clips) == {clip.clip_id: by_hand.outputs(clip)[role] for clip in clips}
 
@@ -155,6 +155,10 @@ def test_a_failing_clip_costs_itself_only_and_later_agents_leave_it_out(
     assert (entry.stage, entry.reason, entry.retryable) == ("segmenter", "agent_error", True)
     assert entry.evidence.startswith("2 tries: ValueError: cannot do ['c2']")
     assert list(run.failed) == ["c2"]
+    counts = run.progress.snapshot()
+    assert [(counts[role].done, counts[role].failed, counts[role].skipped) for role in ROLES] == [
+        (3, 0, 0), (3, 1, 0), (3, 0, 1), (3, 0, 1), (3, 0, 1),
+    ]  # fmt: skip
 
 
 def test_the_next_run_tries_failed_clips_again(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:

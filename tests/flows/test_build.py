@@ -1,0 +1,246 @@
+"""The whole flow through a real Prefect server and a real local Ray, on three tiny clips with painted truth.
+
+One story of five runs, told once; each test looks at one side of it.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.build import build
+from flows.doctor import fetch_weights
+from flows.plan import Plan, plan_build
+from flows.profile_config import ROLES, load_profile
+from flows.result import BuildResult
+from infra.builds import KINDS, list_builds, read_manifest, read_quarantine, read_samples, verify_build
+from infra.lake import Lake
+from infra.ray_cluster import RayStartError
+from infra.settings import settings
+from infra.synthetic import write_clips
+from infra.truth import truth_path
+
+pytestmark = [pytest.mark.weights, pytest.mark.timeout(300)]
+
+SEED = 7
+PROFILE = """
+name = "tiny"
+description = "For a test."
+clips_per_unit = 2
+[analyzer]
+engine = "spacy-minilm"
+[segmenter]
+engine = "painted-truth"
+[annotator]
+engine = "measured-facts"
+[reviewer]
+engine = "claims-and-classifier"
+[refiner]
+engine = "template"
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run ended with, what the lake held after it, and the state of every agent's task run."""
+
+    result: BuildResult
+    keys: dict[str, list[str]]
+    states: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Story:
+    """The runs: from nothing, again, with one caption changed, with a refiner changed, and back to the first."""
+
+    lake: Path
+    plan: Plan
+    first: Run
+    again: Run
+    recaptioned: Run
+    refined: Run
+    back: Run
+
+
+def keys_of(lake: Path) -> dict[str, list[str]]:
+    """Every key of every agent, as often as it was written."""
+    return {
+        role: sorted(
+            key
+            for part in lake.glob(f"agents/{role}/*/part-*.parquet")
+            for key in pq.read_table(part, columns=["key"])["key"].to_pylist()
+        )
+        for role in ROLES
+    }
+
+
+def states_of(flow_run_id: Any, within_s: float = 20.0) -> dict[str, str]:
+    """Name and state of every task run of a flow run, once the server has taken in that all have ended."""
+    deadline_s = time.monotonic() + within_s
+    states: dict[str, str] = {}
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline_s:
+            runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [flow_run_id]}))
+            states = {run.name: run.state_name or "" for run in runs}
+            if len(runs) >= 2 + len(ROLES) and all(run.state and run.state.is_final() for run in runs):
+                break
+            time.sleep(0.3)
+    return states
+
+
+def run_once(source: Path, lake: Path, profile: Path) -> Run:
+    state = build(str(source), str(lake), profile=str(profile), return_state=True)
+    result = state.result()
+    return Run(result, keys_of(lake), states_of(state.state_details.flow_run_id))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Prefect server of the tests' own, and a cache of their own that holds the weights of the machine."""
+    fetch_weights("painted", also_clips=True, say=print)
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "files").symlink_to(settings().cache_dir / "files")
+    before = dict(os.environ)
+    os.environ.pop("PREFECT_API_URL", None)
+    os.environ["VIDEOREFER_CACHE"] = str(cache)
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def story(server: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    folder = tmp_path_factory.mktemp("story")
+    lake, source, profile = folder / "lake", folder / "rows.jsonl", folder / "tiny.toml"
+    rows = write_clips(folder / "clips", 3, SEED)
+    source.write_text("\n".join(map(json.dumps, rows)))
+    profile.write_text(PROFILE)
+    first, again = run_once(source, lake, profile), run_once(source, lake, profile)
+    plan = plan_build(source, None, Lake(lake), load_profile(str(profile)), None)
+
+    other = folder / "other.jsonl"
+    other.write_text("\n".join(map(json.dumps, [*rows[:2], rows[2] | {"caption": f"Look: {rows[2]['caption']}"}])))
+    recaptioned = run_once(other, lake, profile)
+
+    fewer = folder / "fewer.toml"
+    fewer.write_text(PROFILE + "config = { basic_per_object = 1 }\n")
+    refined = run_once(source, lake, fewer)
+    back = run_once(source, lake, profile)
+    return Story(lake, plan, first, again, recaptioned, refined, back)
+
+
+def gained(before: Run, after: Run) -> dict[str, int]:
+    """How many keys each agent's store gained; none may go or change."""
+    for role in ROLES:
+        assert set(before.keys[role]) <= set(after.keys[role])
+    return {role: len(after.keys[role]) - len(before.keys[role]) for role in ROLES}
+
+
+def test_the_build_is_sound_and_every_clip_went_through_every_agent(story: Story) -> None:
+    assert story.first.result.is_new
+    assert story.first.result.ray_started
+    assert story.first.result.num_samples > 0
+    assert verify_build(Lake(story.lake), story.first.result.build_id) == []
+    assert {role: len(keys) for role, keys in story.first.keys.items()} == dict.fromkeys(ROLES, 3)
+
+
+def test_every_clip_and_mention_is_in_a_sample_or_in_quarantine(story: Story) -> None:
+    lake, build_id = Lake(story.lake), story.first.result.build_id
+    samples = [sample for kind in KINDS for sample in read_samples(lake, build_id, kind)]
+    entries = list(read_quarantine(lake, build_id))
+    assert {row.clip_id for row in (*samples, *entries)} == {clip.clip_id for clip in story.plan.clips}
+    counts = {(entry.group, entry.name): entry.n for entry in story.first.result.counts}
+    mentions, tracks = counts["stages", "analyzer: mentions"], counts["stages", "segmenter: tracks"]
+    lost_by_segmenter = sum(entry.stage == "segmenter" for entry in entries)
+    assert 0 < mentions <= tracks + lost_by_segmenter
+    seen = {item.object_id for sample in samples for item in sample.objects}
+    assert len(seen) + sum(entry.stage in ("annotator", "reviewer") for entry in entries) >= tracks
+    assert len(samples) == story.first.result.num_samples
+    assert len(entries) == story.first.result.num_quarantined
+
+
+def test_each_unit_is_a_task_run_per_agent(story: Story) -> None:
+    names = {f"{role} unit {unit:03d}" for role in ROLES for unit in (0, 1)}
+    assert [len(unit) for unit in story.plan.units] == [2, 1]
+    assert set(story.first.states) == names | {"plan", "publish"}
+    assert set(story.first.states.values()) == {"Completed"}
+
+
+def test_the_same_command_again_does_nothing_and_says_so(story: Story) -> None:
+    again = story.again.result
+    assert (again.ray_started, again.is_new) == (False, False)
+    assert again.build_id == story.first.result.build_id
+    assert again.counts == story.first.result.counts
+    assert story.again.keys == story.first.keys
+    assert {name: state for name, state in story.again.states.items() if "unit" in name} == {
+        name: "Cached" for name in story.first.states if "unit" in name
+    }
+
+
+def test_a_changed_caption_redoes_its_clip_only(story: Story) -> None:
+    assert gained(story.again, story.recaptioned) == dict.fromkeys(ROLES, 1)
+    assert story.recaptioned.result.is_new
+    assert story.recaptioned.result.ray_started
+    agents = {name: state for name, state in story.recaptioned.states.items() if "unit" in name}
+    assert {name for name, state in agents.items() if state == "Cached"} == {f"{role} unit 000" for role in ROLES}
+
+
+def test_a_changed_refiner_runs_the_refiner_only(story: Story) -> None:
+    assert gained(story.recaptioned, story.refined) == dict.fromkeys(ROLES, 0) | {"refiner": 3}
+    assert story.refined.result.num_samples < story.first.result.num_samples
+    worked = {name.split()[0] for name, state in story.refined.states.items() if state == "Completed"}
+    assert worked == {"plan", "publish", "refiner"}
+
+
+def test_all_builds_stay_and_going_back_costs_nothing(story: Story) -> None:
+    assert gained(story.refined, story.back) == dict.fromkeys(ROLES, 0)
+    assert (story.back.result.build_id, story.back.result.ray_started) == (story.first.result.build_id, False)
+    builds = list_builds(Lake(story.lake))
+    assert {manifest.build_id for manifest in builds} == {
+        run.result.build_id for run in (story.first, story.recaptioned, story.refined)
+    }
+    for manifest in builds:
+        assert verify_build(Lake(story.lake), manifest.build_id) == []
+
+
+def test_a_clip_that_an_agent_cannot_finish_is_quarantined_and_done_by_the_next_run(story: Story) -> None:
+    source, lake, profile = (story.lake.with_name(name) for name in ("rows.jsonl", "broken-lake", "tiny.toml"))
+    clip = story.plan.clips[0]
+    truth = truth_path(source.parent / clip.video)
+    whole = truth.read_text()
+    truth.unlink()
+    broken = run_once(source, lake, profile)
+    truth.write_text(whole)
+    assert broken.result.num_failed == 1
+    entries = [e for e in read_quarantine(Lake(lake), broken.result.build_id) if e.subject_id == clip.clip_id]
+    assert [(e.stage, e.reason, e.retryable) for e in entries] == [("segmenter", "agent_error", True)]
+    assert truth.name in entries[0].evidence
+    assert {s.clip_id for s in read_samples(Lake(lake), broken.result.build_id, "qa")} != {clip.clip_id}
+
+    mended = run_once(source, lake, profile)
+    assert gained(broken, mended) == dict.fromkeys(ROLES, 1) | {"analyzer": 0}
+    assert mended.result.num_failed == 0
+    assert mended.result.build_id == story.first.result.build_id
+    shards = [read_manifest(Lake(each), mended.result.build_id).shards for each in (lake, story.lake)]
+    assert shards[0] == shards[1]  # after all the very bytes of a build in which nothing failed
+
+
+def test_a_cluster_that_does_not_answer_is_what_the_run_fails_with(story: Story, tmp_path: Path) -> None:
+    source, profile = story.lake.parent / "rows.jsonl", story.lake.parent / "tiny.toml"
+    state = build(
+        str(source), str(tmp_path / "lake"), profile=str(profile), ray_address="127.0.0.1:1", return_state=True
+    )
+    with pytest.raises(RayStartError, match=re.escape("cannot join the Ray cluster at 127.0.0.1:1")):
+        state.result()

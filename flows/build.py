@@ -122,19 +122,27 @@ def build(
 
 
 def _run_units(plan: Plan, run: BuildRun, units_in_flight: int) -> None:
-    """Submit unit by unit, agent by agent; a bounded number of units overlap."""
-    last: list[PrefectFuture[Any]] = []
+    """Submit unit by unit, agent by agent; a bounded number of units overlap.
+
+    Results are asked for in the order of the agents, so that what is raised is the first error, not its consequence.
+    """
+    units: list[list[PrefectFuture[Any]]] = []
     for unit, clips in enumerate(plan.units):
         if unit >= units_in_flight:
-            last[unit - units_in_flight].result()
+            _finish(units[unit - units_in_flight])
         futures: dict[Role, PrefectFuture[Any]] = {}
         for role in ROLES:
             before = [futures[other] for other in run.chain.waits_for(role)]
             futures[role] = agent_task.submit(
                 role, unit, _whole(clips), _whole(run), wait_for=before, return_state=False
             )
-        last.append(futures[ROLES[-1]])
-    for future in last:
+        units.append(list(futures.values()))
+    for unit_futures in units:
+        _finish(unit_futures)
+
+
+def _finish(futures: Sequence[PrefectFuture[Any]]) -> None:
+    for future in futures:
         future.result()
 
 

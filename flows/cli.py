@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.demo_source import write_demo_source
@@ -20,12 +22,11 @@ from flows.preflight import preflight
 from flows.profile_config import ProfileError, load_profile, shipped_profiles
 from flows.progress import TerminalProgress
 from flows.result import BuildResult
-from flows.server import ServerError, point_prefect_at_server, running_server, start_server, stop_server
+from flows.server import point_prefect_at_server, running_server, start_server, stop_server
 from infra.builds import latest_build, list_builds
-from infra.lake import Lake, LakeError
+from infra.lake import Lake
 from infra.sources import SourceError
 from infra.synthetic import write_clips
-from infra.weights import WeightError
 
 FAILED = 1
 BAD_USAGE = 2
@@ -206,7 +207,7 @@ def main() -> None:
 
     if problem := check_names():
         _fail(problem, FAILED)
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.signal(signal.SIGTERM, _interrupt)
     app()
 
 
@@ -231,16 +232,24 @@ def _run_build(
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (ProfileError, SourceError, ValueError) as error:
-        _fail(str(error), BAD_USAGE if isinstance(error, ProfileError | SourceError) else FAILED)
-    except (LakeError, ServerError, WeightError) as error:
+    except (ProfileError, SourceError) as error:
+        _fail(str(error), BAD_USAGE)
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}", BAD_USAGE)
+    except (ValueError, RuntimeError) as error:  # LakeError, WeightError, ServerError, RayStartError, PoolError, ...
         _fail(str(error), FAILED)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", INTERRUPTED)
 
 
+def _interrupt(*_: object) -> NoReturn:
+    signal.alarm(0)  # Ray's own handler arms an alarm that would abort the process while it still tidies up
+    raise KeyboardInterrupt
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    err.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    err.print(f"[red]error:[/] {escape(message)}", highlight=False, emoji=False, soft_wrap=True)
     raise SystemExit(code)
 
 

@@ -67,6 +67,7 @@ class BuildProgress:
 
     def __init__(self, num_clips: int, sinks: tuple[ProgressSink, ...]) -> None:
         self._lock = threading.Lock()
+        self._showing = threading.Lock()
         self._agents = {role: AgentProgress(total=num_clips) for role in ROLES}
         self._began_s: dict[Role, float] = {}
         self._sinks = sinks
@@ -103,9 +104,10 @@ class BuildProgress:
                 busy_s=old.busy_s + busy_s,
                 elapsed_s=time.monotonic() - began_s if began_s else 0.0,
             )
-            snapshot = dict(self._agents)
-        for sink in self._sinks:
-            sink.show(snapshot)
+        with self._showing:  # the counts are taken inside, so that what is shown last is the latest
+            snapshot = self.snapshot()
+            for sink in self._sinks:
+                sink.show(snapshot)
 
     def snapshot(self) -> dict[Role, AgentProgress]:
         """All agents' counts."""

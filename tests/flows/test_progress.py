@@ -1,6 +1,9 @@
 """Progress counts every clip once, and shows it on a terminal, in a log and on the run's page."""
 
 import io
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -51,6 +54,20 @@ def test_counts_add_up_and_every_sink_sees_each_step() -> None:
     assert [shown["analyzer"].done for shown in seen.shown] == [2, 5]
     assert last["analyzer"] == AgentProgress(total=5, done=5, cached=2, failed=1, kept=7, dropped=1, busy_s=2.0)
     assert [last[role] for role in ROLES[1:]] == [AgentProgress(total=5)] * 4
+
+
+def test_with_many_threads_what_is_shown_last_is_the_latest() -> None:
+    class Slow(Seen):
+        def show(self, progress: dict[Role, AgentProgress]) -> None:
+            time.sleep(0.001 * random.random())
+            super().show(progress)
+
+    seen = Slow()
+    counts = BuildProgress(200, (seen,))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: counts.add("analyzer", done=1), range(200)))
+    done = [shown["analyzer"].done for shown in seen.shown]
+    assert (done, done[-1]) == (sorted(done), 200)
 
 
 def test_the_rate_leaves_out_what_was_cached_and_counts_from_the_first_clip_worked_on(clock: Clock) -> None:

@@ -120,7 +120,7 @@ def test_an_error_is_printed_word_for_word(tmp_path: Path) -> None:
 
 def test_a_bad_setting_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDEOREFER_OFFLINE", "maybe")
-    assert "offline" in one_error(invoke("status"), FAILED).lower()
+    assert "offline" in one_error(invoke("status"), BAD_USAGE).lower()
 
 
 def test_the_doctor_fails_where_something_is_missing_and_names_the_command() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from agents.base import FrameSource, Image
+from agents.base import FrameSource
 from agents.measure import colour_shares, contacts, motion_facts, size_of
 from agents.wording import (
     Subject,
@@ -25,6 +25,7 @@ from agents.wording import (
     size_clause,
     view_clause,
 )
+from infra.video import Image
 from schemas.caption import AppearanceFacts, CaptionSet, Contact, MotionFacts, ObjectCaption
 from schemas.clip import Clip
 from schemas.jobs import AnnotatorJob

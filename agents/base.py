@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from infra.video import Frames, Image
 from schemas.clip import Clip
 from schemas.label import AgentLabel
 from schemas.record import BoxXyxyPx, Record
@@ -13,11 +14,6 @@ from schemas.track import ObjectMasks
 
 JobT = TypeVar("JobT", bound=Record, contravariant=True)
 OutT = TypeVar("OutT", bound=Record)
-
-Frames = npt.NDArray[np.uint8]
-"""(N, height, width, 3) RGB."""
-Image = npt.NDArray[np.uint8]
-"""(height, width, 3) RGB."""
 
 
 class Agent(Protocol[JobT, OutT]):

@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from agents.base import FrameSource, Image, ImageClassifier, TextEmbedder
+from agents.base import FrameSource, ImageClassifier, TextEmbedder
 from agents.class_vote import ClassVote, Vote
 from agents.engines.coco_classes import COCO_CLASSES
 from agents.nouns import NounMap
 from agents.review_checks import REASONS, Evidence, all_checks
 from agents.second_look import Look, box_path, crop_for_classifier
+from infra.video import Image
 from schemas.jobs import ReviewerJob
 from schemas.label import AgentLabel
 from schemas.mask import decode

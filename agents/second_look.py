@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from agents.base import Image
+from infra.video import Image
 from schemas.mask import Mask, area_px, box_xyxy_px
 from schemas.track import ObjectMasks
 from schemas.words import COLOURS, Colour

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -25,13 +24,6 @@ from schemas.track import ObjectMasks, Track, TrackSet
 REVISION = 1
 
 
-class ConfiguredTracker(MaskTracker, Protocol):
-    """A mask tracker that can tell its settings."""
-
-    def settings(self) -> dict[str, Any]:
-        """Everything but the weights that shapes its output, ready for JSON; loads nothing."""
-
-
 class SegmenterConfig(Record):
     """How tracks are matched to mentions.
 
@@ -48,7 +40,7 @@ class SegmenterConfig(Record):
 class Segmenter:
     """Clip and mentions to tracks: one call of the tracker for all classes mentioned, then `agents.resolve`."""
 
-    def __init__(self, config: SegmenterConfig, tracker: ConfiguredTracker, frames: FrameSource) -> None:
+    def __init__(self, config: SegmenterConfig, tracker: MaskTracker, frames: FrameSource) -> None:
         self._config, self._tracker, self._frames = config, tracker, frames
 
     def label(self) -> AgentLabel:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.demo_source import write_demo_source
+from flows.demo_source import MANIFEST, write_demo_source
 from flows.doctor import examine, fetch_weights
 from flows.preflight import preflight
 from flows.profile_config import ProfileError, load_profile, shipped_profiles
@@ -64,8 +64,10 @@ def demo(
     """The whole graph on sample clips: eight real, ten synthetic, embedded profile, on a CPU."""
     with _one_line_errors():
         fetch_weights("embedded", also_clips=True, say=_say(as_json))
-        synthetic = write_clips(out / "source" / "synthetic", DEMO_SYNTHETIC_CLIPS, DEMO_SEED)
-        manifest = write_demo_source(out / "source", synthetic)
+        manifest = out / "source" / MANIFEST
+        if not manifest.exists():
+            synthetic = write_clips(out / "source" / "synthetic", DEMO_SYNTHETIC_CLIPS, DEMO_SEED)
+            write_demo_source(out / "source", synthetic)
         _run_build(manifest, None, str(out / "lake"), "embedded", None, None, as_json)
 
 
@@ -219,7 +221,10 @@ def _run_build(
     from flows.build import build as build_flow
     from flows.build import watch
 
-    with TerminalProgress(Console(stderr=True, quiet=as_json)) as terminal:
+    console = Console(stderr=True, quiet=as_json)
+    if server := running_server():
+        console.print(f"watch it: {server.url}/runs", highlight=False)
+    with TerminalProgress(console) as terminal:
         watch(terminal)
         result = build_flow(str(source), lake, str(root) if root else None, profile, limit, ray)
     if as_json:

@@ -18,10 +18,10 @@ LINE_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class AgentProgress:
-    """Counts of one agent; `total` and `done` are clips, `kept` and `dropped` what the agent made of them.
+    """Counts of one agent; `total` and `done` are clips, `kept` and `dropped` what the agent made of them in this run.
 
-    `cached` clips were found in the lake; `failed` ones died or raised, `skipped` ones did so in an agent before; all
-    are among `done`. `elapsed_s` runs from the agent's first clip.
+    `cached` clips were found in the lake and are not opened to count what they hold; `failed` ones died or raised,
+    `skipped` ones did so in an agent before; all are among `done`. `elapsed_s` runs from the agent's first clip.
     """
 
     total: int
@@ -46,6 +46,8 @@ class AgentProgress:
 
     def describe(self) -> str:
         """The counts in one line."""
+        if self.cached == self.total:
+            return f"all {self.total} clips are in the lake"
         left = "" if self.left_s is None or self.done == self.total else f", ETA {self.left_s:.0f} s"
         failed = f", failed {self.failed}" if self.failed else ""
         skipped = f", skipped {self.skipped}" if self.skipped else ""

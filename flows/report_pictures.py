@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 import cv2
 import numpy as np
 
-from agents.base import FrameSource, Image
-from infra.video import VideoError
+from agents.base import FrameSource
+from infra.video import Image, VideoError
 from schemas.clip import Clip
 from schemas.mask import decode
 from schemas.sample import Sample

@@ -64,8 +64,7 @@ def run_step(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun, log: L
     if skipped:
         run.progress.add(role, done=skipped, skipped=skipped)
     if cached:
-        kept, dropped = _counts(run.chain.outputs(role, [clip for clip in alive if clip not in stale]).values())
-        run.progress.add(role, done=cached, cached=cached, kept=kept, dropped=dropped)
+        run.progress.add(role, done=cached, cached=cached)
     done = failed = 0
     busy_s = 0.0
     if stale:

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from pydantic import Field
 
 from agents.assignment import FORBIDDEN, best_assignment
-from agents.base import Detection, Frames, Image
+from agents.base import Detection
 from agents.engines.boxes import box_distance, box_iou, is_in_sight, mixed_box
 from agents.engines.flow_field import FlowField
+from infra.video import Frames, Image
 from schemas.record import BoxXyxyPx, Record, Share
 
 Histogram = npt.NDArray[np.float32]

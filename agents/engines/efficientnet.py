@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from agents.base import Image
+from infra.video import Image
 from infra.weights import weight_label, weight_path
 
 INPUT_SIDE_PX = 280

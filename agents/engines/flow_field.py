@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from agents.base import Frames
+from infra.video import Frames
 from schemas.record import BoxXyxyPx
 
 SoftMask = npt.NDArray[np.float32]

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from agents.base import Detection, Detector, Frames, FrameSource, MaskModel
+from agents.base import Detection, Detector, FrameSource, MaskModel
 from agents.engines.box_tracks import BoxLinker, BoxTrack, BoxTrackConfig
 from agents.engines.boxes import box_iou
 from agents.engines.flow_field import FlowField, SoftMask
 from agents.engines.mask_tracks import MaskTrack, carry_masks, choose_key_frames, mask_iou, soft_box, within
+from infra.video import Frames
 from schemas.clip import Clip
 from schemas.mask import encode
 from schemas.record import Record, Share

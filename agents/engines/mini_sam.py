@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from agents.base import Image
 from infra import weights
+from infra.video import Image
 from schemas.record import BoxXyxyPx, Record
 
 _SIDE_PX = 1024

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from agents.base import Detection, Image
+from agents.base import Detection
 from agents.engines.coco_classes import COCO_CLASSES
 from infra import weights
+from infra.video import Image
 from schemas.record import Record, Share
 
 _INPUT_SIDE_PX = 300

@@ -5,8 +5,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agents.base import Detection, Frames, Image
+from agents.base import Detection
 from agents.engines.flow_tracker import FlowTracker, FlowTrackerConfig, tracked_frames
+from infra.video import Frames, Image
 from schemas.clip import Clip
 from schemas.mask import decode
 from schemas.record import BoxXyxyPx, Record

@@ -18,11 +18,12 @@ import numpy.typing as npt
 import pytest
 
 from agents import analyzer, annotator, refiner, reviewer, segmenter
-from agents.base import Detection, Frames, Image
+from agents.base import Detection
 from agents.engines.coco_classes import COCO_CLASSES
 from agents.engines.flow_tracker import FlowTracker
 from agents.engines.minilm import MiniLm
 from agents.engines.spacy_nouns import SpacyNouns
+from infra.video import Frames, Image
 from schemas.caption import CaptionSet, MotionFacts, ObjectCaption
 from schemas.clip import Clip
 from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.base import Frames
 from agents.segmenter import Segmenter, SegmenterConfig
+from infra.video import Frames
 from schemas.clip import Clip
 from schemas.jobs import SegmenterJob
 from schemas.mask import encode

@@ -125,18 +125,18 @@ def test_what_is_in_the_lake_is_not_computed_again(tmp_path: Path, by_hand: Any,
     assert nothing.seen == {}
 
 
-def test_progress_counts_hits_and_work_alike(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+def test_progress_counts_hits_as_done_and_what_came_of_the_work(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
     steps(a_run(tmp_path, by_hand, LocalPools(by_hand)), clips[:1])
     run = a_run(tmp_path, by_hand, LocalPools(by_hand))
     steps(run, clips)
     counts = run.progress.snapshot()
     assert {(agent.done, agent.total, agent.cached, agent.failed) for agent in counts.values()} == {(3, 3, 1, 0)}
     assert {role: (agent.kept, agent.dropped) for role, agent in counts.items()} == {
-        "analyzer": (6, 3),
-        "segmenter": (3, 3),
-        "annotator": (3, 0),
-        "reviewer": (3, 0),
-        "refiner": (18, 0),
+        "analyzer": (4, 2),
+        "segmenter": (2, 2),
+        "annotator": (2, 0),
+        "reviewer": (2, 0),
+        "refiner": (12, 0),
     }
 
 

@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from infra import ray_cluster
 from infra.ray_cluster import RayStartError, start_ray
 
 INTERRUPTED = """
-import os, sys, time
+import os, signal, sys, time
 from functools import partial
 from pathlib import Path
 from infra.ray_cluster import start_ray
@@ -30,6 +31,7 @@ JOB = Clip(clip_id="c", source_id="s", video="a.mp4", video_sha256="0" * 64, lic
            start_frame=0, end_frame=1, fps=1, height_px=1, width_px=1, caption="x")
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     factory = partial(Sleeper, sys.argv[1])
     with start_ray(num_cpus=1) as handle, RayPool(factory, num_workers=1, batch_size=1, timeout_s=900) as pool:
         print(handle.temp_dir, flush=True)
@@ -80,7 +82,7 @@ def test_an_interrupt_ends_workers_and_cluster_and_takes_their_files_away(tmp_pa
     while not note.exists() or not note.read_text():
         assert time.monotonic() < end
         time.sleep(0.05)
-    driver.send_signal(2)
+    driver.send_signal(signal.SIGINT)
     assert driver.wait(30) != 0
     assert driver.stdout.read() == ""
     assert not temp_dir.exists()

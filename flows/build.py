@@ -73,7 +73,9 @@ def publish_task(plan: Plan, run: BuildRun, source: str, lake: Lake, profile: Pr
     """Shards, tracks, quarantine, card, report, and the manifest last."""
     result = publish_build(plan, run.chain, tuple(run.failed.values()), source, lake, profile, site)
     create_markdown_artifact(result.markdown(), key="build-counts", description=f"build {result.build_id}")
-    create_link_artifact(result.report_uri, link_text="report.html", key="build-report", description=result.report_uri)
+    create_link_artifact(
+        result.report_uri, link_text="report.html", key="build-report", description=f"report of build {result.build_id}"
+    )
     get_run_logger().info(result.summary())
     return result
 

@@ -32,7 +32,7 @@ quality: install  ## masks, recall and motion of the embedded segmenter on synth
 	$(BIN)/videorefer doctor --fetch
 	$(BIN)/python -m pytest -q -m slow -s tests/flows/test_quality.py
 
-perf: install  ## ratios against peers, one run
+perf: install  ## processor time against a plain full scan, one run
 	$(BIN)/python perf/decode.py
 
 format: install

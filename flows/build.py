@@ -6,7 +6,8 @@ Prefect is the control plane: states, retries, what is seen on the page. Ray is 
 hold the engines. The lake is the only cache: a step whose clips are all there returns the state `Cached`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-from flows.artifacts import ArtifactProgress
+from flows.artifacts import ArtifactProgress, decoration
 from flows.chain import Chain
 from flows.plan import Plan, plan_build
 from flows.pools import Pools
@@ -39,15 +40,20 @@ _sinks: list[ProgressSink] = []
 """Whoever in this process wants to see progress besides the run's page; Prefect's parameters must be plain values."""
 
 
-def watch(sink: ProgressSink) -> None:
-    """Show the progress of builds in this process to `sink` too."""
+@contextmanager
+def watched_by(sink: ProgressSink) -> Iterator[None]:
+    """Show the progress of builds in this process to `sink` too, meanwhile."""
     _sinks.append(sink)
+    try:
+        yield
+    finally:
+        _sinks.remove(sink)
 
 
 @task(name="plan", task_run_name="plan", cache_policy=NO_CACHE)
 def plan_task(source: str, root: str | None, lake: Lake, profile: Profile, limit: int | None) -> Plan:
     """Sources to clips and units."""
-    plan = plan_build(Path(source), Path(root) if root else None, lake, profile, limit)
+    plan = plan_build(Path(source), Path(root) if root else None, lake, profile, limit, get_run_logger().info)
     get_run_logger().info(
         "%d rows, %d clips in %d units, %d rows or shots quarantined",
         plan.num_rows,
@@ -64,7 +70,7 @@ def agent_task(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun) -> S
     logger = get_run_logger()
     result = run_step(role, unit, clips, run, logger.log)
     logger.info(result.describe())
-    name = "Completed" if result.done or result.failed else "Cached"
+    name = "Cached" if result.cached and not (result.done or result.failed) else "Completed"
     return Completed(name=name, message=result.describe(), data=None)
 
 
@@ -72,10 +78,10 @@ def agent_task(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun) -> S
 def publish_task(plan: Plan, run: BuildRun, source: str, lake: Lake, profile: Profile, site: Site) -> BuildResult:
     """Shards, tracks, quarantine, card, report, and the manifest last."""
     result = publish_build(plan, run.chain, tuple(run.failed.values()), source, lake, profile, site)
-    create_markdown_artifact(result.markdown(), key="build-counts", description=f"build {result.build_id}")
-    create_link_artifact(
-        result.report_uri, link_text="report.html", key="build-report", description=f"report of build {result.build_id}"
-    )
+    with decoration():
+        create_markdown_artifact(result.markdown(), key="build-counts", description=f"build {result.build_id}")
+        about = f"report of build {result.build_id}"
+        create_link_artifact(result.report_uri, link_text="report.html", key="build-report", description=about)
     get_run_logger().info(result.summary())
     return result
 

@@ -25,6 +25,7 @@ from flows.result import BuildResult
 from flows.server import point_prefect_at_server, running_server, start_server, stop_server
 from infra.builds import latest_build, list_builds
 from infra.lake import Lake
+from infra.settings import Settings
 from infra.sources import SourceError
 from infra.synthetic import write_clips
 
@@ -63,7 +64,7 @@ def demo(
 ) -> None:
     """The whole graph on sample clips: eight real, ten synthetic, embedded profile, on a CPU."""
     with _one_line_errors():
-        fetch_weights("embedded", also_clips=True, say=_say(as_json))
+        fetch_weights("embedded", say=_say(as_json))
         manifest = out / "source" / MANIFEST
         if not manifest.exists():
             synthetic = write_clips(out / "source" / "synthetic", DEMO_SYNTHETIC_CLIPS, DEMO_SEED)
@@ -86,7 +87,9 @@ def build(
         Path | None, typer.Option("--root", help="What `video` is relative to; the manifest's folder if not given.")
     ] = None,
     profile: ProfileOption = "embedded",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of the source.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first N readable rows of the source.")
+    ] = None,
     ray: Annotated[
         str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
     ] = None,
@@ -170,7 +173,7 @@ def doctor(
     """What is missing for a profile, what it costs, and what to do."""
     with _one_line_errors():
         if fetch:
-            fetch_weights(profile, also_clips=True, say=_say(as_json))
+            fetch_weights(profile, say=_say(as_json))
         findings = examine(load_profile(profile))
         if as_json:
             _print_json({"ok": all(finding.ok for finding in findings), "findings": [f.model_dump() for f in findings]})
@@ -205,10 +208,6 @@ def down() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    from flows.names import check_names
-
-    if problem := check_names():
-        _fail(problem, FAILED)
     signal.signal(signal.SIGTERM, _interrupt)
     app()
 
@@ -219,13 +218,12 @@ def _run_build(
     preflight(str(source), str(root) if root else None, lake, profile)
     point_prefect_at_server()
     from flows.build import build as build_flow
-    from flows.build import watch
+    from flows.build import watched_by
 
     console = Console(stderr=True, quiet=as_json)
-    if server := running_server():
-        console.print(f"watch it: {server.url}/runs", highlight=False)
-    with TerminalProgress(console) as terminal:
-        watch(terminal)
+    if api_url := os.environ.get("PREFECT_API_URL"):
+        console.print(f"watch it: {api_url.removesuffix('/api')}/runs", highlight=False)
+    with TerminalProgress(console) as terminal, watched_by(terminal):
         result = build_flow(str(source), lake, str(root) if root else None, profile, limit, ray)
     if as_json:
         _print_json(result.model_dump(mode="json"))
@@ -241,8 +239,9 @@ def _one_line_errors() -> Iterator[None]:
         _fail(str(error), BAD_USAGE)
     except ValidationError as error:
         first = error.errors()[0]
-        _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}", BAD_USAGE)
-    except (ValueError, RuntimeError) as error:  # LakeError, WeightError, ServerError, RayStartError, PoolError, ...
+        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
+        _fail(said, BAD_USAGE if error.title == Settings.__name__ else FAILED)
+    except (OSError, ValueError, RuntimeError) as error:  # of the lake, weights, server, Ray, pools, and disks
         _fail(str(error), FAILED)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", INTERRUPTED)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from schemas.caption import ObjectCaption
 from schemas.clip import Clip, Split
 from schemas.mention import Mention
 from schemas.quarantine import QuarantineEntry, Reason, Stage
@@ -40,6 +41,7 @@ class BuildCounts:
     clips: int = 0
     mentions: int = 0
     tracks: int = 0
+    captions: int = 0
     reviewed: int = 0
     kept: int = 0
     videos: frozenset[str] = frozenset()
@@ -54,6 +56,7 @@ class BuildCounts:
             clips=self.clips + other.clips,
             mentions=self.mentions + other.mentions,
             tracks=self.tracks + other.tracks,
+            captions=self.captions + other.captions,
             reviewed=self.reviewed + other.reviewed,
             kept=self.kept + other.kept,
             videos=self.videos | other.videos,
@@ -79,7 +82,7 @@ class BuildCounts:
             self._stage("source", self.source_rows, "rows", self.clips, "clips"),
             self._stage("analyzer", self.clips, "clips", self.mentions, "mentions"),
             self._stage("segmenter", self.mentions, "mentions", self.tracks, "tracks"),
-            self._stage("annotator", self.tracks, "tracks", self.reviewed, "captions"),
+            self._stage("annotator", self.tracks, "tracks", self.captions, "captions"),
             self._stage("reviewer", self.reviewed, "captions", self.kept, "kept"),
             self._stage("refiner", self.kept, "objects", self.num_samples, "samples"),
         )
@@ -95,6 +98,7 @@ def count_build(
     clips: Sequence[Clip],
     mentions: Sequence[Mention],
     tracks: Sequence[Track],
+    captions: Sequence[ObjectCaption],
     verdicts: Sequence[Verdict],
     samples: Sequence[Sample],
     quarantine: Sequence[QuarantineEntry],
@@ -105,6 +109,7 @@ def count_build(
         clips=len(clips),
         mentions=len(mentions),
         tracks=len(tracks),
+        captions=len(captions),
         reviewed=len(verdicts),
         kept=sum(verdict.keep for verdict in verdicts),
         videos=frozenset(clip.video_sha256 for clip in clips),

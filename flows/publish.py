@@ -26,7 +26,7 @@ from schemas.mention import MentionSet
 from schemas.quarantine import QuarantineEntry
 from schemas.record import Record, content_id
 from schemas.sample import SCHEMA_VERSION, Kind, Sample, SampleSet
-from schemas.track import TrackSet
+from schemas.track import Track, TrackSet
 from schemas.verdict import VerdictSet
 
 CLIPS_AT_ONCE = 64
@@ -71,6 +71,7 @@ class _Showcase:
             [outputs.clip for outputs in chunk],
             [mention for outputs in chunk for mention in outputs.mentions.mentions],
             [track for outputs in chunk for track in outputs.tracks.tracks],
+            [caption for outputs in chunk for caption in outputs.captions.captions],
             [verdict for outputs in chunk for verdict in outputs.verdicts.verdicts],
             samples,
             entries,
@@ -91,8 +92,12 @@ def publish_build(
     committed already, nothing is written but `latest.json`. Raises LostError where a clip or mention got lost.
     """
     clips = sorted(plan.clips, key=lambda clip: clip.clip_id)
-    outside = [*plan.rejected, *sorted(failed, key=lambda entry: entry.clip_id)]
-    build_id = content_id(SCHEMA_VERSION, *(chain.keys(clip)["refiner"] for clip in clips), *outside)[:16]
+    failed = sorted(failed, key=lambda entry: entry.clip_id)
+    outside = [*plan.rejected, *failed]
+    # a failure's evidence holds addresses and times; two tries that fail alike are one build
+    failures = [part for entry in failed for part in (entry.clip_id, entry.stage, entry.reason)]
+    outputs = [chain.keys(clip)["refiner"] for clip in clips]
+    build_id = content_id(SCHEMA_VERSION, *outputs, *plan.rejected, *failures)[:16]
     manifest = committed_manifest(lake, build_id)
     is_new = manifest is None
     if manifest is None:
@@ -116,7 +121,7 @@ def _write(
     writer = BuildWriter(lake, build_id)
     for kind in KINDS:
         writer.write_samples(kind, _samples(kind, clips, chain))
-    writer.write_tracks(track for chunk in _walk(clips, chain) for each in chunk for track in each.tracks.tracks)
+    writer.write_tracks(_tracks(clips, chain))
     show = _Showcase(BuildCounts(source_rows=plan.num_rows))
     show.add([], outside)
     writer.write_quarantine(_quarantine(clips, outside, chain, show))
@@ -180,6 +185,14 @@ def _samples(kind: Kind, clips: Sequence[Clip], chain: Chain) -> Iterator[Sample
             yield from sorted(
                 (sample for sample in of_clip if sample.kind == kind), key=lambda sample: sample.sample_id
             )
+
+
+def _tracks(clips: Sequence[Clip], chain: Chain) -> Iterator[Track]:
+    for start in range(0, len(clips), CLIPS_AT_ONCE):
+        chunk = clips[start : start + CLIPS_AT_ONCE]
+        found = chain.outputs("segmenter", chunk)
+        for clip in chunk:
+            yield from found[clip.clip_id].tracks if clip.clip_id in found else ()
 
 
 def _quarantine(

@@ -46,7 +46,9 @@ class ClipSet(Record):
     rejected: tuple[QuarantineEntry, ...]
 
 
-class _RowError(Exception):
+class RowError(Exception):
+    """A row that gives no clip; `reason` says why, the text is the evidence."""
+
     def __init__(self, reason: Reason, evidence: str) -> None:
         super().__init__(evidence)
         self.reason: Reason = reason
@@ -59,13 +61,13 @@ def clips_of(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet:
     """
     try:
         _check_caption(row, config)
-        path = _inside(row, root)
+        path = video_path(row, root)
         info = probe(path)
         _check_size(info, config)
         first, end = _span(row, info, config)
         spans = shots(path, first, end)
         sha256 = video_sha256(path)
-    except (_RowError, VideoError) as error:
+    except (RowError, VideoError) as error:
         entry = rejection(row.source_id, error.reason, str(error))
         return ClipSet(source_id=row.source_id, clips=(), rejected=(entry,))
     clips = [_clip(row, info, sha256, *span) for span in spans]
@@ -79,34 +81,34 @@ def clips_of(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet:
 def _check_caption(row: SourceRow, config: ClipConfig) -> None:
     letters = [char for char in row.caption if char.isalpha()]
     if not letters:
-        raise _RowError("no_caption", f"the caption of {row.video} holds no word")
+        raise RowError("no_caption", f"the caption of {row.video} holds no word")
     if len(row.caption) > config.max_caption_chars:
-        raise _RowError(
+        raise RowError(
             "caption_too_long", f"{len(row.caption)} characters; at most {config.max_caption_chars} are allowed"
         )
     latin = sum(unicodedata.name(char, "").startswith("LATIN") for char in letters) / len(letters)
     if latin < config.min_latin_share:
-        raise _RowError(
+        raise RowError(
             "unsupported_language",
             f"{latin:.0%} of the caption's letters are Latin, below {config.min_latin_share:.0%}",
         )
 
 
-def _inside(row: SourceRow, root: Path) -> Path:
-    """The video's path, once it is known that neither `..` nor a link leads out of the root."""
+def video_path(row: SourceRow, root: Path) -> Path:
+    """The video's path, once it is known that neither `..` nor a link leads out of the root; raises RowError."""
     try:
         resolved = (root / row.video).resolve()
         outside = Path(row.video).is_absolute() or not resolved.is_relative_to(root.resolve())
     except (OSError, ValueError, RuntimeError) as error:  # an embedded NUL, a loop of links
-        raise _RowError("missing_file", f"{row.video!r} is no path ({error})") from error
+        raise RowError("missing_file", f"{row.video!r} is no path ({error})") from error
     if outside:
-        raise _RowError("outside_root", f"{row.video} leads out of the videos root; give a path inside it")
+        raise RowError("outside_root", f"{row.video} leads out of the videos root; give a path inside it")
     return resolved
 
 
 def _check_size(info: VideoInfo, config: ClipConfig) -> None:
     if info.height_px * info.width_px > config.max_frame_px:
-        raise _RowError(
+        raise RowError(
             "too_large",
             f"frames of {info.width_px} x {info.height_px} pixels; at most {config.max_frame_px} pixels are allowed",
         )
@@ -119,7 +121,7 @@ def _span(row: SourceRow, info: VideoInfo, config: ClipConfig) -> tuple[int, int
     first = bisect.bisect_left(info.frame_time_s, start_s - _STAMP_SLACK_S)
     end = bisect.bisect_left(info.frame_time_s, end_s - _STAMP_SLACK_S)
     if start_s < 0 or end_s > info.duration_s + config.max_overrun_s or first >= end:
-        raise _RowError(
+        raise RowError(
             "bad_span",
             f"[{start_s:g}, {end_s:g}) s holds no frames or lies outside the video's [0, {info.duration_s:.3f}) s",
         )

@@ -162,7 +162,7 @@ class HandMadeLake:
         self.source = source
         self.lake = Lake(folder)
         self.profile: Profile = load_profile("embedded")
-        self.plan: Plan = plan_build(source, None, self.lake, self.profile, None)
+        self.plan: Plan = plan_build(source, None, self.lake, self.profile, None, lambda line: None)
         self.chain = Chain(self.lake, by_hand.labels(), annotator_needs(self.profile))
         self.site = Site(videos_root=str(self.plan.videos_root), frames_dir=str(folder.parent / "frames"))
 

@@ -38,13 +38,13 @@ name = "tiny"
 description = "For a test."
 clips_per_unit = 2
 [analyzer]
-engine = "spacy-minilm"
+engine = "spacy-chunks+minilm"
 [segmenter]
 engine = "painted-truth"
 [annotator]
 engine = "measured-facts"
 [reviewer]
-engine = "claims-and-classifier"
+engine = "second-look+efficientnet-lite3+minilm"
 [refiner]
 engine = "template"
 """
@@ -128,7 +128,7 @@ def story(server: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
     source.write_text("\n".join(map(json.dumps, rows)))
     profile.write_text(PROFILE)
     first, again = run_once(source, lake, profile), run_once(source, lake, profile)
-    plan = plan_build(source, None, Lake(lake), load_profile(str(profile)), None)
+    plan = plan_build(source, None, Lake(lake), load_profile(str(profile)), None, lambda line: None)
 
     other = folder / "other.jsonl"
     other.write_text("\n".join(map(json.dumps, [*rows[:2], rows[2] | {"caption": f"Look: {rows[2]['caption']}"}])))

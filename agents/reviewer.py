@@ -16,7 +16,6 @@ from pydantic import Field
 
 from agents.base import FrameSource, ImageClassifier, TextEmbedder
 from agents.class_vote import ClassVote, Vote
-from agents.engines.coco_classes import COCO_CLASSES
 from agents.nouns import NounMap
 from agents.review_checks import REASONS, Evidence, all_checks
 from agents.second_look import Look, box_path, crop_for_classifier
@@ -25,7 +24,7 @@ from schemas.jobs import ReviewerJob
 from schemas.label import AgentLabel
 from schemas.mask import decode
 from schemas.quarantine import QuarantineEntry
-from schemas.record import Record
+from schemas.record import Record, canonical_json, short_id
 from schemas.track import ObjectMasks, Track
 from schemas.verdict import Check, Verdict, VerdictSet
 
@@ -47,22 +46,29 @@ class ReviewerConfig(Record):
 
 
 class Reviewer:
-    """ReviewerJob to verdicts."""
+    """ReviewerJob to verdicts; `classes` are those of the segmenter's detector."""
 
     def __init__(
-        self, config: ReviewerConfig, frames: FrameSource, classifier: ImageClassifier, embedder: TextEmbedder
+        self,
+        config: ReviewerConfig,
+        frames: FrameSource,
+        classifier: ImageClassifier,
+        embedder: TextEmbedder,
+        classes: tuple[str, ...],
     ) -> None:
         self._config, self._frames, self._classifier, self._embedder = config, frames, classifier, embedder
+        self._classes = classes
         self._nouns: NounMap | None = None
         self._votes: ClassVote | None = None
 
     def label(self) -> AgentLabel:
-        """Classifier and embedder with their weights, and the settings."""
+        """Classifier and embedder with their weights, the settings and the classes."""
+        config = self._config.model_dump(mode="json") | {"classes": short_id(*self._classes)}
         return AgentLabel(
             agent="reviewer",
             engine=f"second-look+{self._classifier.name}+{self._embedder.name}",
             weights=(*self._classifier.weights(), *self._embedder.weights()),
-            config_json=self._config.model_dump_json(),
+            config_json=canonical_json(config),
             prompt_hash="",
             revision=REVISION,
         )
@@ -71,9 +77,8 @@ class Reviewer:
         """Load classifier and embedder, and embed the classes and labels."""
         self._classifier.setup()
         self._embedder.setup()
-        classes = tuple(COCO_CLASSES.values())
-        self._nouns = NounMap(self._embedder, classes)
-        self._votes = ClassVote(self._classifier, self._embedder, classes)
+        self._nouns = NounMap(self._embedder, self._classes)
+        self._votes = ClassVote(self._classifier, self._embedder, self._classes)
 
     def process(self, jobs: Sequence[ReviewerJob]) -> list[VerdictSet]:
         """One verdict per track of each job, in order; dropped tracks in `rejected` too."""

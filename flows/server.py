@@ -26,9 +26,10 @@ class ServerError(RuntimeError):
 
 
 class Server(Record):
-    """A server that `up` started: its process and where it listens."""
+    """A server that `up` started: its process, when that began, and where it listens."""
 
     pid: int
+    began: str
     url: str
 
     @property
@@ -40,7 +41,7 @@ class Server(Record):
 def running_server() -> Server | None:
     """The server that `up` started, if it still answers."""
     server = _noted()
-    return server if server and _answers(server) else None
+    return server if server and _runs(server) and _answers(server) else None
 
 
 def start_server(port: int) -> tuple[Server, bool]:
@@ -73,7 +74,7 @@ def start_server(port: int) -> tuple[Server, bool]:
                 stderr=out,
                 start_new_session=True,
             )
-        server = Server(pid=process.pid, url=url)
+        server = Server(pid=process.pid, began=_began(process.pid) or "", url=url)
         try:
             _wait_until_up(process, server, log)
         except BaseException:  # an interrupt too: without its note nothing could stop the server later
@@ -86,20 +87,20 @@ def start_server(port: int) -> tuple[Server, bool]:
 
 
 def stop_server() -> Server | None:
-    """Stop the server that `up` started; None if none runs."""
+    """Stop the server that `up` started, whether it answers or hangs; None if it does not run."""
     server = _noted()
     if server is None:
         return None
-    # a pid outlives its process: only one that still is our server is stopped
-    if _answers(server):
-        os.killpg(server.pid, signal.SIGTERM)
+    stopped = _runs(server)
+    if stopped:
+        _signal(server, signal.SIGTERM)
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
-        while _alive(server.pid) and time.monotonic() < deadline_s:
+        while _runs(server) and time.monotonic() < deadline_s:
             time.sleep(0.2)
-        if _alive(server.pid):
-            os.killpg(server.pid, signal.SIGKILL)
-    _state_file().unlink()
-    return server
+        if _runs(server):
+            _signal(server, signal.SIGKILL)
+    _state_file().unlink(missing_ok=True)
+    return server if stopped else None
 
 
 def point_prefect_at_server() -> None:
@@ -146,11 +147,28 @@ def _answers(server: Server) -> bool:
         return False
 
 
-def _alive(pid: int) -> bool:
+def _signal(server: Server, number: signal.Signals) -> None:
+    """Signal the server and the processes that it started; it may have ended a moment ago."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(server.pid, number)
+
+
+def _runs(server: Server) -> bool:
+    """Whether the noted process runs: its number may be another's by now, its number and beginning are not."""
     with suppress(ChildProcessError):  # started by this very process: it would stay a zombie until waited for
-        os.waitpid(pid, os.WNOHANG)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        os.waitpid(server.pid, os.WNOHANG)
+    return _began(server.pid) == server.began
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in words of the system that only serve to compare; None where there is no such process."""
+    if Path("/proc/self/stat").exists():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        # the name, in brackets, may hold spaces; the beginning, in clock ticks from boot, is field 22 (proc(5))
+        return stat.rpartition(")")[2].split()[19]
+    command = ["ps", "-o", "lstart=", "-p", str(pid)]
+    said = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}, check=False)
+    return said.stdout.strip() or None

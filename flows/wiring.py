@@ -68,7 +68,9 @@ def make_agent(role: Role, profile: Profile, site: Site) -> AnyAgent:
         case "annotator":
             return Annotator(profile.annotator.config, frames)
         case "reviewer":
-            return Reviewer(profile.reviewer.config, frames, EfficientNetLite3(), MiniLm())
+            return Reviewer(
+                profile.reviewer.config, frames, EfficientNetLite3(), MiniLm(), tuple(COCO_CLASSES.values())
+            )
         case "refiner":
             upstream = tuple(make_agent(other, profile, site).label() for other in ROLES if other != "refiner")
             chat = SmolLm() if profile.refiner.engine == "smollm2-135m" else None

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.cutouts import Rgba, packaged_image
+from infra.video import Image
 from schemas.mask import Mask
 from schemas.record import BoxXyxyPx
 
-Image = npt.NDArray[np.uint8]
-"""(height, width, 3) RGB."""
 Canvas = npt.NDArray[np.float32]
 """(height, width, 3) RGB, 0 to 1."""
 Sprite = npt.NDArray[np.float32]

@@ -1,12 +1,15 @@
-"""Decoded frames shared by all processes of a node through files, so that a clip is decoded once for all agents.
+"""Decoded frames shared by all processes of a node through files, so that agents of one size share one decoding.
 
 A clip is cut, from its first frame, into windows of 32 frames. Of a short clip whole windows are decoded, whichever of
 their frames were asked for, because the next agent asks for others; of a long clip only the asked frames are where they
 are sparse. Each decoded piece is one .npy file, named by the video's SHA-256, the long side and the frames it spans.
-Sizes are never derived from one another: frames shrunk twice would differ from frames shrunk once.
+A clip is decoded once for each long side that agents ask for: sizes are never derived from one another, because frames
+shrunk twice would differ from frames shrunk once.
 """
 
+import contextlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -19,11 +22,15 @@ from filelock import FileLock
 from infra.video import Frames, VideoError, fitted_size, iter_frames, probe, video_sha256
 from schemas.clip import Clip
 
+_log = logging.getLogger(__name__)
+
 _WINDOW_FRAMES = 32
 _LONG_CLIP_FRAMES = 320
 """Clips above this are decoded sparsely where they are asked sparsely."""
 _SPARSE_SHARE = 8
 """A window of a long clip is sparse when fewer than one frame in this many is asked for."""
+_LOCK_FILES = 256
+"""Videos and sizes share this many locks, whose files stay: removing a lock file that others may hold is not safe."""
 
 _Span = tuple[int, int]
 """Displayed frames [first, end) of one file of the cache."""
@@ -34,8 +41,10 @@ class DecodeCache:
 
     Files in `cache_dir` never exceed `max_bytes`; the least recently used go first, and what was evicted is decoded
     again. A process that wants frames of a video that another is decoding waits for it. Any process may be killed at
-    any moment.
+    any moment. Where a disk is full or not writable, frames are served and not kept, with one warning a process.
     """
+
+    _has_warned = False
 
     def __init__(self, videos_root: Path, cache_dir: Path, max_bytes: int) -> None:
         if max_bytes < 0:
@@ -63,7 +72,7 @@ class DecodeCache:
         missing = [span for span in spans if not self._take(clip, side_px, span, asked, frames)]
         if missing:
             self._locks.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._locks / f"{clip.video_sha256}-{side_px}.lock"):
+            with FileLock(self._lock_file(clip, side_px)):
                 missing = [span for span in missing if not self._take(clip, side_px, span, asked, frames)]
                 self._decode(clip, path, side_px, missing, asked, frames)
         return frames
@@ -75,6 +84,9 @@ class DecodeCache:
 
     def _file(self, clip: Clip, side_px: int, span: _Span) -> Path:
         return self._folder / f"{clip.video_sha256}-{side_px}-{span[0]}-{span[1]}.npy"
+
+    def _lock_file(self, clip: Clip, side_px: int) -> Path:
+        return self._locks / f"{(int(clip.video_sha256, 16) + side_px) % _LOCK_FILES:02x}.lock"
 
     def _spans(self, clip: Clip, side_px: int, asked: npt.NDArray[np.int64]) -> list[_Span]:
         """The pieces that hold the asked frames, in order."""
@@ -122,6 +134,18 @@ class DecodeCache:
             self._store(self._file(clip, side_px, span), window)
 
     def _store(self, file: Path, window: Frames) -> None:
+        """Keep one file if that can be done; the frames are decoded already and must reach their reader."""
+        partial = file.with_suffix(".partial")
+        try:
+            self._write(file, partial, window)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            if not DecodeCache._has_warned:
+                DecodeCache._has_warned = True
+                _log.warning("decoded frames are not kept, so each agent decodes for itself: %s", error)
+
+    def _write(self, file: Path, partial: Path, window: Frames) -> None:
         """Write one file, after making room for it; a window above the whole bound is not kept."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._locks / "room.lock"):
@@ -129,7 +153,6 @@ class DecodeCache:
             if size > self._max_bytes:
                 return
             _make_room(self._folder, self._max_bytes - size)
-            partial = file.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.save(stream, window)
             _touch(partial)

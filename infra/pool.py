@@ -51,16 +51,6 @@ class BatchDone(Generic[JobT, OutT]):
     worker: str
 
 
-class PoolStats(Record):
-    """What a pool has done so far; `busy_s` is summed over workers, without calls that died or ran out of time."""
-
-    num_workers: int
-    busy_s: float
-    jobs_done: int
-    jobs_failed: int
-    worker_deaths: int
-
-
 class Pool(Protocol[JobT, OutT]):
     """Workers that share a queue."""
 
@@ -70,9 +60,6 @@ class Pool(Protocol[JobT, OutT]):
         Work begins when the first batch is asked for. Closing the iterator early abandons what is not finished.
         Raises PoolError.
         """
-
-    def stats(self) -> PoolStats:
-        """What was done so far."""
 
     def close(self) -> None:
         """Stop the workers; callers that still wait get a PoolError."""
@@ -135,33 +122,6 @@ class Batch(Generic[JobT, OutT]):
         return BatchDone(outcomes, tuple(self._log_lines), self._busy_s, self._worker)
 
 
-class Tally:
-    """Running sums behind `PoolStats`, safe to use from many threads."""
-
-    def __init__(self, num_workers: int) -> None:
-        self._lock = threading.Lock()
-        self._stats = PoolStats(num_workers=num_workers, busy_s=0.0, jobs_done=0, jobs_failed=0, worker_deaths=0)
-
-    def add(self, done: BatchDone[JobT, OutT]) -> None:
-        """Count a settled batch."""
-        failed = sum(isinstance(outcome.result, JobFailure) for outcome in done.outcomes)
-        self._add(busy_s=done.busy_s, jobs_done=len(done.outcomes) - failed, jobs_failed=failed)
-
-    def add_death(self) -> None:
-        """Count a worker that died or was killed for its time."""
-        self._add(worker_deaths=1)
-
-    def stats(self) -> PoolStats:
-        """The sums so far."""
-        with self._lock:
-            return self._stats
-
-    def _add(self, **amounts: float) -> None:
-        with self._lock:
-            sums = {name: getattr(self._stats, name) + amount for name, amount in amounts.items()}
-            self._stats = self._stats.model_copy(update=sums)
-
-
 class LocalPool(Generic[JobT, OutT]):
     """One worker in this process: callers take turns, lowest priority number first.
 
@@ -177,7 +137,6 @@ class LocalPool(Generic[JobT, OutT]):
         self._turns = _Turns()
         self._bench: Workbench[JobT, OutT] | None = None
         self._is_closed = False
-        self._tally = Tally(num_workers=1)
 
     def run(self, priority: int, jobs: Sequence[JobT]) -> Iterator[BatchDone[JobT, OutT]]:
         """Serve the jobs in order; see `Pool.run`."""
@@ -185,13 +144,7 @@ class LocalPool(Generic[JobT, OutT]):
             state: Batch[JobT, OutT] = Batch(batch, self._max_attempts)
             with self._turns.take(priority):
                 self._serve(state)
-            done = state.done()
-            self._tally.add(done)
-            yield done
-
-    def stats(self) -> PoolStats:
-        """What was done so far."""
-        return self._tally.stats()
+            yield state.done()
 
     def close(self) -> None:
         """Close the agent once the batch in work is through."""

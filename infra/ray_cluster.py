@@ -1,4 +1,11 @@
-"""Start a small Ray on this machine, or join one that runs."""
+"""Start a small Ray on this machine, or join one that runs.
+
+A Ray that is started here listens on ports of its own choice: its control store, scheduler, object manager, agents and
+workers on all interfaces of the machine, since no option of `ray.init` keeps them to loopback. Whoever calls them must
+send Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, which Ray writes at its first start); without
+it they refuse. Metrics and a health page answer anyone, and only say numbers. So the token is what guards the machine,
+and an environment that turns it off is refused.
+"""
 
 import contextlib
 import logging
@@ -14,9 +21,9 @@ from typing import Any, Self
 import ray
 
 OBJECT_STORE_BYTES = 256 * 2**20  # records only: frames never pass through Ray
+_AUTH_MODE = "RAY_AUTH_MODE"
 _KNOCK_S = 5.0
 _LONGEST_FOLDER = 26  # a socket's whole path must stay under 104 characters, of which Ray and we take up to 77
-
 
 _log = logging.getLogger(__name__)
 
@@ -27,13 +34,11 @@ class RayStartError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class RayHandle:
-    """The Ray that this process uses; `address` is the cluster's, `log_dir` its session's log folder on this node.
+    """The Ray that this process uses; `temp_dir` holds the files of one that was started here.
 
     `stop` leaves the cluster, and ends it where it was started here. As a context manager it stops on leaving.
     """
 
-    address: str
-    log_dir: Path
     temp_dir: Path | None
     is_owner: bool
 
@@ -58,7 +63,7 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> RayHan
     Where this process uses Ray already, that one is taken. Raises RayStartError.
     """
     if ray.is_initialized():
-        return _handle(ray.get_runtime_context().gcs_address, None, is_owner=False)
+        return RayHandle(temp_dir=None, is_owner=False)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray warns on every start of a change to come; set to 0 it makes that change: no GPU asked, none hidden
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -70,12 +75,12 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> RayHan
 def _join(address: str) -> RayHandle:
     try:
         _knock(address)
-        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise RayStartError(
             f"cannot join the Ray cluster at {address}: {_first_line(error)}; it must run, with this user's Ray token"
         ) from error
-    return _handle(context.address_info["gcs_address"], None, is_owner=True)
+    return RayHandle(temp_dir=None, is_owner=True)
 
 
 def _knock(address: str) -> None:
@@ -89,10 +94,11 @@ def _knock(address: str) -> None:
 
 
 def _start_here(num_cpus: int | None) -> RayHandle:
+    _refuse_without_token()
     temp_dir = _short_temp_dir()
     try:
         # "local" said outright: without it Ray joins whatever cluster it finds on the machine
-        context = ray.init(
+        ray.init(
             address="local",
             num_cpus=num_cpus,
             include_dashboard=False,
@@ -108,16 +114,21 @@ def _start_here(num_cpus: int | None) -> RayHandle:
         if isinstance(error, Exception):
             raise RayStartError(f"Ray did not start: {_first_line(error)}") from error
         raise
-    return _handle(context.address_info["gcs_address"], temp_dir, is_owner=True)
+    return RayHandle(temp_dir=temp_dir, is_owner=True)
+
+
+def _refuse_without_token() -> None:
+    # Ray takes every value but "token" as "disabled", an empty one too, and asks for the token where there is none
+    mode = os.environ.get(_AUTH_MODE, "token")
+    if mode.lower() != "token":
+        raise RayStartError(
+            f"Ray would run commands of anyone on the network, because {_AUTH_MODE} is {mode!r}: unset it, or set it "
+            "to 'token'"
+        )
 
 
 def _log_news(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - Ray passes it by name
     _log.debug("Ray: %s", " ".join(data["lines"]))
-
-
-def _handle(address: str, temp_dir: Path | None, is_owner: bool) -> RayHandle:
-    session = ray._private.worker._global_node.get_session_dir_path()
-    return RayHandle(address=address, log_dir=Path(session) / "logs", temp_dir=temp_dir, is_owner=is_owner)
 
 
 def _short_temp_dir() -> Path:

@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
 
-from infra.pool import Batch, BatchDone, FailureReason, PoolError, PoolStats, Tally, batches_of, check_sizes
+from infra.pool import Batch, BatchDone, FailureReason, PoolError, batches_of, check_sizes
 from infra.ray_worker import RayWorker, WorkerPlace, death_text, stderr_tail
 from infra.workbench import JobT, OutT, PoolAgent, WorkResult, tail
 
@@ -100,7 +100,6 @@ class RayPool(Generic[JobT, OutT]):
         )
         self._id = uuid.uuid4().hex[:12]
         self._numbers = itertools.count()
-        self._tally = Tally(num_workers)
         self._slots: list[_Slot[JobT, OutT]] = []
         self._waiting: list[_Call[JobT, OutT]] = []
         self._runs: set[_Run[JobT, OutT]] = set()
@@ -120,10 +119,6 @@ class RayPool(Generic[JobT, OutT]):
                 yield self._next_result(run)
         finally:
             self._events.put(partial(self._drop, run))
-
-    def stats(self) -> PoolStats:
-        """What was done so far."""
-        return self._tally.stats()
 
     def close(self) -> None:
         """Close agents that are idle, kill workers that are not; callers that still wait get a PoolError."""
@@ -237,14 +232,11 @@ class RayPool(Generic[JobT, OutT]):
         for positions in again:
             self._queue(call.run, call.batch, positions)
         if call.batch.is_done and call.run in self._runs:
-            done = call.batch.done()
-            self._tally.add(done)
-            call.run.results.put(done)
+            call.run.results.put(call.batch.done())
 
     def _lose(self, slot: _Slot[JobT, OutT], reason: FailureReason, evidence: str) -> None:
         """Take a worker out, blame the call that was at work, and queue the calls behind it as they were."""
         self._slots.remove(slot)
-        self._tally.add_death()
         at_work = _internal_kv_get(slot.key)
         _end(slot)
         evidence = f"{evidence}\n{stderr_tail(slot.place)}".rstrip()

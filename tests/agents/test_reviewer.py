@@ -15,6 +15,7 @@ import pytest
 
 from agents.annotator import Annotator, AnnotatorConfig
 from agents.class_vote import ClassVote
+from agents.engines.coco_classes import COCO_CLASSES
 from agents.engines.efficientnet import EfficientNetLite3
 from agents.engines.minilm import MiniLm
 from agents.review_checks import REASONS
@@ -29,6 +30,7 @@ from schemas.verdict import Check
 
 HEIGHT_PX, WIDTH_PX, NUM_FRAMES, FPS = 180, 320, 24, 12
 WORDS = ("person", "dog", "cat", "bus", "car", "sports ball", "elephant")
+CLASSES = tuple(COCO_CLASSES.values())
 RED, BLUE, GREEN = (200, 30, 30), (40, 60, 210), (30, 150, 50)
 
 
@@ -198,7 +200,7 @@ def said(mention, **values):
 
 @pytest.fixture(scope="module")
 def reviewer():
-    agent = Reviewer(ReviewerConfig(), SCENE, ScriptedClassifier(), WordEmbedder())
+    agent = Reviewer(ReviewerConfig(), SCENE, ScriptedClassifier(), WordEmbedder(), CLASSES)
     agent.setup()
     return agent
 
@@ -283,7 +285,7 @@ def test_swapped_tracks_of_one_class_drop_by_their_colours():
         replaced(mention_of("bus", colours=("blue",)), mention_id="m-2"),
     )
     tracks = [track_of(first, scene.masks[1]), replaced(track_of(second, scene.masks[0]), track_id="t-2")]
-    agent = Reviewer(ReviewerConfig(), scene, ScriptedClassifier(), WordEmbedder())
+    agent = Reviewer(ReviewerConfig(), scene, ScriptedClassifier(), WordEmbedder(), CLASSES)
     agent.setup()
     (result,) = agent.process([job_of((first, second), tracks, scene)])
     for verdict in result.verdicts:
@@ -446,7 +448,7 @@ def test_the_vote_knows_labels_by_their_meaning(real_votes, label, claimed, riva
 
 @pytest.mark.weights
 def test_true_painted_tracks_pass_the_real_models_too():
-    agent = Reviewer(ReviewerConfig(), SCENE, EfficientNetLite3(), MiniLm())
+    agent = Reviewer(ReviewerConfig(), SCENE, EfficientNetLite3(), MiniLm(), CLASSES)
     agent.setup()
     ball = mention_of("ball", "sports ball", colours=("blue",), directions=("left",))
     verdict = verdict_on(agent, job_of((ball,), [track_of(ball, SCENE.masks[1])]))

@@ -381,7 +381,9 @@ def reviewed() -> dict[str, Any]:
         "no caption": reviewer_job([red], [track], []),
         "no track": reviewer_job([red], [], []),
     }
-    agent = reviewer.Reviewer(reviewer.ReviewerConfig(), SCENE, ScriptedClassifier(), WordEmbedder())
+    agent = reviewer.Reviewer(
+        reviewer.ReviewerConfig(), SCENE, ScriptedClassifier(), WordEmbedder(), tuple(COCO_CLASSES.values())
+    )
     agent.setup()
     return dict(zip(cases, agent.process(list(cases.values())), strict=True))
 

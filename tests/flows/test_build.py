@@ -107,7 +107,7 @@ def run_once(source: Path, lake: Path, profile: Path) -> Run:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Prefect server of the tests' own, and a cache of their own that holds the weights of the machine."""
-    fetch_weights("painted", also_clips=True, say=print)
+    fetch_weights("painted", say=print)
     cache = tmp_path_factory.mktemp("cache")
     (cache / "files").symlink_to(settings().cache_dir / "files")
     before = dict(os.environ)

@@ -2,8 +2,11 @@
 
 import os
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from flows.server import (
     start_server,
     stop_server,
 )
+from infra.settings import settings
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +48,32 @@ def taken_port() -> Iterator[int]:
         listener.bind((HOST, 0))
         listener.listen()
         yield int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process with a group of its own, as a server has."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def healthy_url() -> Iterator[str]:
+    """Where something that is not our server says that it is well."""
+
+    class Well(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer((HOST, 0), Well) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield f"http://{HOST}:{other.server_port}"
+        other.shutdown()
 
 
 def group_is_gone(pid: int, within_s: float = 10.0) -> bool:
@@ -106,14 +136,59 @@ def test_an_interrupted_start_leaves_no_server_behind(free_port: int, monkeypatc
     assert stop_server() is None
 
 
-def test_a_process_that_only_bears_the_old_number_is_left_alone(free_port: int, own_folders: Path) -> None:
-    state = own_folders / "cache" / "prefect-server.json"
+def note(server: Server) -> Path:
+    state = settings().cache_dir / "prefect-server.json"
     state.parent.mkdir()
-    stale = Server(pid=os.getpid(), url=f"http://{HOST}:{free_port}")
-    state.write_text(stale.model_dump_json())
+    state.write_text(server.model_dump_json())
+    return state
+
+
+def test_a_process_that_only_bears_the_old_number_is_left_alone(
+    sleeper: "subprocess.Popen[bytes]", healthy_url: str
+) -> None:
+    began = str(int(server_module._began(sleeper.pid)) - 1)
+    state = note(Server(pid=sleeper.pid, began=began, url=healthy_url))
     assert running_server() is None
-    assert stop_server() == stale
+    assert stop_server() is None
     assert not state.exists()
+    with pytest.raises(subprocess.TimeoutExpired):
+        sleeper.wait(0.3)
+
+
+def test_a_server_that_hangs_is_stopped_all_the_same(sleeper: "subprocess.Popen[bytes]", free_port: int) -> None:
+    noted = Server(pid=sleeper.pid, began=server_module._began(sleeper.pid), url=f"http://{HOST}:{free_port}")
+    note(noted)
+    assert running_server() is None
+    assert stop_server() == noted
+    assert group_is_gone(sleeper.pid)
+
+
+def test_a_server_that_ended_before_its_signal_is_no_error(
+    sleeper: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = Server(pid=sleeper.pid, began=server_module._began(sleeper.pid), url=f"http://{HOST}:1")
+    note(noted)
+    killpg = os.killpg
+
+    def just_ended(pid: int, number: int) -> None:
+        sleeper.kill()
+        sleeper.wait()
+        killpg(pid, number)
+
+    monkeypatch.setattr(server_module.os, "killpg", just_ended)
+    assert stop_server() == noted
+
+
+def test_without_proc_the_beginning_is_asked_of_ps(
+    sleeper: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    began = server_module._began(sleeper.pid)
+    assert began == server_module._began(sleeper.pid)
+    assert time.strptime(began)
+    sleeper.kill()
+    sleeper.wait()
+    assert server_module._began(sleeper.pid) is None
 
 
 def test_a_torn_note_of_the_server_counts_as_none(own_folders: Path) -> None:

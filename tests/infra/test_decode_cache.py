@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +131,33 @@ def test_torn_and_partial_files_do_no_harm(make_video: MakeVideo, tmp_path: Path
     file.with_name("dead.partial").write_bytes(b"x")
     np.testing.assert_array_equal(cache.read(clip, [5], 96), expected)
     assert list(stored(tmp_path / "cache")) == [file.name]
+
+
+def test_a_disk_that_takes_no_more_costs_no_frames_and_one_warning(
+    make_video: MakeVideo, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DecodeCache, "_has_warned", False)
+    path = make_video(num_frames=100)
+    cache, clip = DecodeCache(tmp_path, tmp_path / "cache", AMPLE), clip_of(path)
+    expected = read_frames(path, range(100), 96)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the first kilobytes of a window of 590 kB are written
+    try:
+        for _ in range(2):
+            np.testing.assert_array_equal(cache.read(clip, range(100), 96), expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {name.split("-", 2)[2] for name in stored(tmp_path / "cache")} == {"96-100.npy"}
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "decoded frames are not kept, so each agent decodes for itself"
+    ]
+
+
+def test_locks_of_many_videos_and_sizes_are_a_bounded_number_of_files(tmp_path: Path, make_video: MakeVideo) -> None:
+    cache, clip = DecodeCache(tmp_path, tmp_path, AMPLE), clip_of(make_video(num_frames=1))
+    clips = [clip.model_copy(update={"video_sha256": f"{number * 2**200 + number:064x}"}) for number in range(600)]
+    names = {cache._lock_file(clip, side_px) for clip in clips for side_px in (96, 480)}
+    assert len(names) == 256
 
 
 def test_frames_outside_the_clip_and_changed_videos_are_refused(make_video: MakeVideo, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from infra import ray_cluster
 from infra.ray_cluster import RayStartError, start_ray
@@ -57,6 +58,25 @@ def test_an_address_where_nobody_answers_is_told_at_once():
 def test_an_address_of_another_form_is_refused(address):
     with pytest.raises(RayStartError, match="auto or host:port"):
         start_ray(address)
+
+
+@pytest.mark.parametrize("mode", ["disabled", "Disabled", "", "tokens"])
+def test_a_ray_that_asks_nobody_for_the_token_is_not_started(monkeypatch, mode):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(RayStartError, match=rf"^Ray would run commands of anyone .* RAY_AUTH_MODE is '{mode}': unset"):
+        start_ray()
+    assert not ray.is_initialized()
+
+
+def test_a_ray_started_here_asks_for_the_token(monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    stranger = [sys.executable, "-c", "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"]
+    with start_ray(num_cpus=1):
+        env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+        address = ray.get_runtime_context().gcs_address
+        joined = subprocess.run([*stranger, address], env=env, capture_output=True, text=True, timeout=100)
+    assert joined.returncode != 0
+    assert "oken" in joined.stderr
 
 
 def test_a_long_temporary_folder_is_not_used_for_sockets(tmp_path, monkeypatch):

@@ -127,8 +127,6 @@ def test_every_job_comes_back_once_under_its_own_id(make_pool, tmp_path):
     assert sorted(len(batch.outcomes) for batch in done) == [2, 3, 3, 3, 3, 3, 3]
     assert sorted(lines(tmp_path / "began.txt")) == sorted(found)
     assert len(lines(tmp_path / "setups.txt")) <= 2
-    stats = pool.stats()
-    assert (stats.jobs_done, stats.jobs_failed, stats.worker_deaths) == (20, 0, 0)
 
 
 def test_the_lowest_unit_is_served_first_whoever_calls(make_pool, tmp_path):
@@ -155,7 +153,6 @@ def test_an_exception_costs_its_own_job_only(make_pool, tmp_path):
     assert "clip swapped with an output for clip other" in found["swapped"].evidence
     assert lines(tmp_path / "began.txt").count("bad") == 2
     assert len(lines(tmp_path / "setups.txt")) == 1
-    assert pool.stats().worker_deaths == 0
 
 
 @pytest.mark.parametrize(("how", "position"), [("exit", 0), ("kill", 5), ("exit", 6), ("kill", 11)])
@@ -169,7 +166,6 @@ def test_a_job_that_kills_its_worker_runs_max_attempts_times_and_the_others_pass
     assert len(found) == 11
     began = lines(tmp_path / "began.txt")
     assert began.count(f"c{position}") == 3
-    assert pool.stats().worker_deaths == 3
     batch = {f"c{n}" for n in range(12) if n // 3 == position // 3}
     # a reply may die with its worker just after it was sent off; then that batch is done again, and no other
     assert sum(began.count(name) > 1 for name in found if name not in batch) <= 3
@@ -299,9 +295,9 @@ def test_a_death_is_told_as_evidence_and_not_on_stdout(make_pool, capfd):
 
 def test_a_second_start_uses_the_ray_that_runs(cluster):
     with start_ray() as second:
-        assert (second.address, second.is_owner) == (cluster.address, False)
+        assert (second.temp_dir, second.is_owner) == (None, False)
     assert ray.is_initialized()
-    assert (cluster.log_dir / "raylet.out").exists()
+    assert cluster.temp_dir.exists()
 
 
 JOINS = """
@@ -325,7 +321,7 @@ with start_ray(sys.argv[1]), RayPool(Echo, num_workers=1, batch_size=1, timeout_
 
 
 def test_another_process_joins_by_address_and_leaves_the_cluster_running(cluster):
-    command = [sys.executable, "-c", JOINS, cluster.address, clip("far").model_dump_json()]
+    command = [sys.executable, "-c", JOINS, ray.get_runtime_context().gcs_address, clip("far").model_dump_json()]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     joined = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
     assert (joined.returncode, joined.stdout) == (0, "far\n"), joined.stderr

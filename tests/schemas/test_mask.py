@@ -7,12 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from schemas.mask import area_px, box_xyxy_px, decode, encode, iou, run_lengths
+from schemas.mask import area_px, box_xyxy_px, decode, encode, run_lengths
 
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
-pairs_of_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24).flatmap(
-    lambda shape: st.lists(hnp.arrays(np.bool_, shape), min_size=2, max_size=4)
-)
 quick = settings(max_examples=80, deadline=None)
 
 
@@ -63,21 +60,6 @@ def test_area_and_box_are_those_of_the_pixels(mask: np.ndarray) -> None:
     box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0)
     assert area_px(counts) == mask.sum()
     assert box_xyxy_px(counts, *mask.shape) == box
-
-
-@quick
-@given(pairs_of_masks)
-def test_iou_is_that_of_the_pixels(several: list[np.ndarray]) -> None:
-    left, right = several[:1], several[1:]
-    got = iou([encode(m) for m in left], [encode(m) for m in right], *several[0].shape)
-    unions = [(left[0] | m).sum() for m in right]
-    wanted = [[(left[0] & m).sum() / union if union else 0.0 for m, union in zip(right, unions, strict=True)]]
-    np.testing.assert_allclose(got, wanted)
-
-
-def test_iou_with_no_masks_has_an_empty_side() -> None:
-    assert iou([], ["04"], 2, 2).shape == (0, 1)
-    assert iou(["04"], [], 2, 2).shape == (1, 0)
 
 
 def test_long_runs_need_several_characters() -> None:

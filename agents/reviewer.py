@@ -8,6 +8,7 @@ Rule: a track is dropped when any check disagrees; what cannot be told never dro
 margin of its own (`agents.review_checks`). The verdict's score is the lowest score among the checks that could tell.
 """
 
+import json
 from collections.abc import Sequence
 
 import cv2
@@ -24,7 +25,7 @@ from schemas.jobs import ReviewerJob
 from schemas.label import AgentLabel
 from schemas.mask import decode
 from schemas.quarantine import QuarantineEntry
-from schemas.record import Record, canonical_json, short_id
+from schemas.record import Record, short_id
 from schemas.track import ObjectMasks, Track
 from schemas.verdict import Check, Verdict, VerdictSet
 
@@ -68,7 +69,7 @@ class Reviewer:
             agent="reviewer",
             engine=f"second-look+{self._classifier.name}+{self._embedder.name}",
             weights=(*self._classifier.weights(), *self._embedder.weights()),
-            config_json=canonical_json(config),
+            config_json=json.dumps(config, sort_keys=True),
             prompt_hash="",
             revision=REVISION,
         )

@@ -1,10 +1,10 @@
 """Start a small Ray on this machine, or join one that runs.
 
-A Ray that is started here listens on ports of its own choice: its control store, scheduler, object manager, agents and
-workers on all interfaces of the machine, since no option of `ray.init` keeps them to loopback. Whoever calls them must
-send Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, which Ray writes at its first start); without
-it they refuse. Metrics and a health page answer anyone, and only say numbers. So the token is what guards the machine,
-and an environment that turns it off is refused.
+A Ray that is started here listens on ports of its own choice: control store, scheduler, object manager, agents, workers
+and this process, on all interfaces of the machine; no option of `ray.init` keeps them to loopback. Whoever calls must
+send Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, which Ray writes at its first start), or is
+refused. Only pages of metrics and of health answer anyone. So the token is what guards the machine, and an environment
+that turns it off is refused.
 """
 
 import contextlib

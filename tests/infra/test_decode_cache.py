@@ -154,7 +154,7 @@ def test_a_disk_that_takes_no_more_costs_no_frames_and_one_warning(
 
 
 def test_locks_of_many_videos_and_sizes_are_a_bounded_number_of_files(tmp_path: Path, make_video: MakeVideo) -> None:
-    cache, clip = DecodeCache(tmp_path, tmp_path, AMPLE), clip_of(make_video(num_frames=1))
+    cache, clip = DecodeCache(tmp_path, tmp_path, AMPLE), clip_of(make_video(num_frames=2))
     clips = [clip.model_copy(update={"video_sha256": f"{number * 2**200 + number:064x}"}) for number in range(600)]
     names = {cache._lock_file(clip, side_px) for clip in clips for side_px in (96, 480)}
     assert len(names) == 256

@@ -68,15 +68,22 @@ def test_a_ray_that_asks_nobody_for_the_token_is_not_started(monkeypatch, mode):
     assert not ray.is_initialized()
 
 
-def test_a_ray_started_here_asks_for_the_token(monkeypatch):
+def test_a_ray_started_here_refuses_who_lacks_its_token(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    stranger = [sys.executable, "-c", "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"]
+    asks = (
+        "import sys; from ray._raylet import GcsClient; print(GcsClient(sys.argv[1]).internal_kv_keys(b'', b'session'))"
+    )
+    callers = {"knows": {}, "guesses": {"RAY_AUTH_TOKEN": "0" * 64}, "has none": {"RAY_AUTH_MODE": "disabled"}}
     with start_ray(num_cpus=1):
-        env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-        address = ray.get_runtime_context().gcs_address
-        joined = subprocess.run([*stranger, address], env=env, capture_output=True, text=True, timeout=100)
-    assert joined.returncode != 0
-    assert "oken" in joined.stderr
+        command = [sys.executable, "-c", asks, ray.get_runtime_context().gcs_address]
+        answers = {
+            who: subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=60)
+            for who, env in callers.items()
+        }
+    assert answers["knows"].stdout == "[b'session_name']\n"
+    for who in ("guesses", "has none"):
+        assert answers[who].stdout == ""
+        assert "AuthenticationError" in answers[who].stderr
 
 
 def test_a_long_temporary_folder_is_not_used_for_sockets(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from infra.cutouts import load_cutouts, tinted
 from infra.synthetic import Actor, Difficulty, Plan, Pose, Scene, caption_of, compose, draw_plan, write_clips
 from infra.truth import ClipTruth, read_truth
 from infra.video import probe, read_frames
-from infra.weights import WeightError, fetch, missing
+from infra.weights import fetch, missing
 from schemas.mask import decode, encode
 
 WEIGHTS = ["clip-city", "clip-bikes", *{cutout.weight for cutout in load_cutouts()}]
@@ -20,10 +20,7 @@ WEIGHTS = ["clip-city", "clip-bikes", *{cutout.weight for cutout in load_cutouts
 
 @pytest.fixture(scope="module")
 def packaged() -> None:
-    try:
-        fetch([entry.name for entry in missing(WEIGHTS)], print)
-    except WeightError as error:
-        pytest.skip(str(error))
+    fetch([entry.name for entry in missing(WEIGHTS)], print)
 
 
 @pytest.fixture(scope="module", params=["easy", "crowd"])

@@ -243,6 +243,11 @@ def _one_line_errors() -> Iterator[None]:
         _fail(said, BAD_USAGE if error.title == Settings.__name__ else FAILED)
     except (OSError, ValueError, RuntimeError) as error:  # of the lake, weights, server, Ray, pools, and disks
         _fail(str(error), FAILED)
+    except Exception as error:
+        # imported only with Prefect, so told by their name
+        if type(error).__module__.split(".")[0] not in ("httpx", "prefect"):
+            raise
+        _fail(f"the Prefect server does not answer ({error}); the same command goes on from here", FAILED)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", INTERRUPTED)
 

@@ -139,7 +139,8 @@ def load_profile(name_or_file: str) -> Profile:
 
 
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # a misspelt key also leaves its right form missing: the typo is what helps
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"{where}: {first['msg']}"

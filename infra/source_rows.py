@@ -154,7 +154,7 @@ def _folder_rows(folder: Path, root: Path) -> Iterator[_RawRow]:
 
 
 def _sidecar(path: Path, video: str) -> Mapping[str, Any] | str:
-    text_file, json_file = path.with_suffix(".txt"), path.with_suffix(".json")
+    text_file, json_file = _beside(path, ".txt"), _beside(path, ".json")
     try:
         if json_file.is_file():
             return _object(json_file.read_text(encoding="utf-8-sig")) | {"video": video}
@@ -162,6 +162,12 @@ def _sidecar(path: Path, video: str) -> Mapping[str, Any] | str:
     except (OSError, ValueError) as error:
         return f"caption file: {_one_line(error)}"
     return {"video": video, "caption": caption}
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """The video's companion; a camera that shouts its names (`A.MP4`) has one that does too."""
+    quiet = path.with_suffix(suffix)
+    return quiet if quiet.exists() else path.with_suffix(suffix.upper())
 
 
 def _object(text: str) -> dict[str, Any]:

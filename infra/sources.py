@@ -81,7 +81,7 @@ def clips_of(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet:
 def _check_caption(row: SourceRow, config: ClipConfig) -> None:
     letters = [char for char in row.caption if char.isalpha()]
     if not letters:
-        raise RowError("no_caption", f"the caption of {row.video} holds no word")
+        raise RowError("no_caption", f"{row.video} has no caption, or one without a word")
     if len(row.caption) > config.max_caption_chars:
         raise RowError(
             "caption_too_long", f"{len(row.caption)} characters; at most {config.max_caption_chars} are allowed"

@@ -110,3 +110,11 @@ def test_a_missing_section_is_named_without_the_rest_of_the_file(tmp_path: Path)
 @pytest.mark.parametrize("text", ["name = ", "[analyzer\n", b"name = '\xff'"])
 def test_what_is_not_toml_is_said_in_one_line(tmp_path: Path, text: str | bytes) -> None:
     assert "not TOML" in message(tmp_path, text)
+
+
+def test_a_misspelt_required_key_is_what_is_said(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "flows" / "profiles" / "painted.toml"
+    path = tmp_path / "typo.toml"
+    path.write_text(shipped.read_text().replace('engine = "template"', 'engin = "template"'))
+    with pytest.raises(ProfileError, match=r"unknown key 'refiner\.engin'; the nearest valid one is 'refiner\.engine'"):
+        load_profile(str(path))

@@ -84,6 +84,13 @@ def test_a_folder_gives_its_videos_with_their_captions_in_order(tmp_path: Path) 
     assert "sub/c.webm" in entry.evidence
 
 
+def test_sidecars_in_capitals_belong_to_their_videos(tmp_path: Path) -> None:
+    (tmp_path / "A.MP4").touch()
+    (tmp_path / "A.TXT").write_text("A cat.")
+    _, listing = read_source(tmp_path, None)
+    assert [(row.video, row.caption) for row in listing.rows] == [("A.MP4", "A cat.")]
+
+
 def test_paths_are_relative_to_a_given_root(tmp_path: Path) -> None:
     (tmp_path / "videos/day").mkdir(parents=True)
     (tmp_path / "videos/day/a.mp4").touch()

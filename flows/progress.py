@@ -31,7 +31,6 @@ class AgentProgress:
     skipped: int = 0
     kept: int = 0
     dropped: int = 0
-    busy_s: float = 0.0
     elapsed_s: float = 0.0
 
     @property
@@ -89,7 +88,6 @@ class BuildProgress:
         skipped: int = 0,
         kept: int = 0,
         dropped: int = 0,
-        busy_s: float = 0.0,
     ) -> None:
         """Add to one agent's counts and show them."""
         with self._lock:
@@ -103,7 +101,6 @@ class BuildProgress:
                 skipped=old.skipped + skipped,
                 kept=old.kept + kept,
                 dropped=old.dropped + dropped,
-                busy_s=old.busy_s + busy_s,
                 elapsed_s=time.monotonic() - began_s if began_s else 0.0,
             )
         with self._showing:  # the counts are taken inside, so that what is shown last is the latest

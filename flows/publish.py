@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from flows.card import dataset_card
 from flows.chain import FIELD, OUTPUT, Chain
@@ -160,8 +161,7 @@ def _write(
 
 
 def _walk(clips: Sequence[Clip], chain: Chain) -> Iterator[list[ClipOutputs]]:
-    for start in range(0, len(clips), CLIPS_AT_ONCE):
-        chunk = clips[start : start + CLIPS_AT_ONCE]
+    for chunk in _chunks(clips):
         found = {role: chain.outputs(role, chunk) for role in chain.labels}
         for clip in chunk:
             for role, of_clips in found.items():
@@ -177,22 +177,25 @@ def _nothing(role: Role, clip: Clip) -> Record:
 
 
 def _samples(kind: Kind, clips: Sequence[Clip], chain: Chain) -> Iterator[Sample]:
-    for start in range(0, len(clips), CLIPS_AT_ONCE):
-        chunk = clips[start : start + CLIPS_AT_ONCE]
-        found = chain.outputs("refiner", chunk)
-        for clip in chunk:
-            of_clip = found[clip.clip_id].samples if clip.clip_id in found else ()
-            yield from sorted(
-                (sample for sample in of_clip if sample.kind == kind), key=lambda sample: sample.sample_id
-            )
+    for output in _outputs("refiner", clips, chain):
+        of_kind = (sample for sample in output.samples if sample.kind == kind)
+        yield from sorted(of_kind, key=lambda sample: sample.sample_id)
 
 
 def _tracks(clips: Sequence[Clip], chain: Chain) -> Iterator[Track]:
-    for start in range(0, len(clips), CLIPS_AT_ONCE):
-        chunk = clips[start : start + CLIPS_AT_ONCE]
-        found = chain.outputs("segmenter", chunk)
-        for clip in chunk:
-            yield from found[clip.clip_id].tracks if clip.clip_id in found else ()
+    for output in _outputs("segmenter", clips, chain):
+        yield from output.tracks
+
+
+def _outputs(role: Role, clips: Sequence[Clip], chain: Chain) -> Iterator[Any]:
+    """One agent's outputs in the order of the clips, without those it could not finish."""
+    for chunk in _chunks(clips):
+        found = chain.outputs(role, chunk)
+        yield from (found[clip.clip_id] for clip in chunk if clip.clip_id in found)
+
+
+def _chunks(clips: Sequence[Clip]) -> Iterator[Sequence[Clip]]:
+    return (clips[start : start + CLIPS_AT_ONCE] for start in range(0, len(clips), CLIPS_AT_ONCE))
 
 
 def _quarantine(

@@ -6,7 +6,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -96,13 +95,11 @@ class DropCard:
     verdict: Verdict | None
 
 
-def write_report(path: Path, inputs: ReportInputs) -> None:
-    """Write the report of a build: at most 200 samples and 200 drops, at most 30 MB, the same for the same inputs."""
-    path.write_text(render_report(inputs), encoding="utf-8")
-
-
 def render_report(inputs: ReportInputs, max_bytes: int = MAX_BYTES) -> str:
-    """The report's HTML; pictures get coarser and cards fewer until it fits into `max_bytes`."""
+    """The report's HTML, the same for the same inputs, with at most 200 samples and 200 drops.
+
+    Pictures get coarser and cards fewer until it fits into `max_bytes`.
+    """
     samples, drops = _sample_cards(inputs), _drop_cards(inputs)
     first = read_pictures(_strips(samples, drops), inputs.frames)
     pictures: Mapping[PictureKey, bytes] = first

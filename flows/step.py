@@ -98,9 +98,7 @@ def _commit(role: Role, batch: BatchDone[Any, Any], by_id: dict[str, Clip], run:
         )
         log(logging.ERROR, f"clip {clip.clip_id} failed in {role} after {failure.attempts} tries: {failure.evidence}")
     kept, dropped = _counts(output for _, output in outputs)
-    run.progress.add(
-        role, done=len(batch.outcomes), failed=len(failures), kept=kept, dropped=dropped, busy_s=batch.busy_s
-    )
+    run.progress.add(role, done=len(batch.outcomes), failed=len(failures), kept=kept, dropped=dropped)
     return len(failures)
 
 

@@ -48,11 +48,11 @@ def test_counts_add_up_and_every_sink_sees_each_step() -> None:
     seen = Seen()
     counts = BuildProgress(5, (seen,))
     counts.add("analyzer", done=2, cached=2, kept=3, dropped=1)
-    counts.add("analyzer", done=3, failed=1, kept=4, busy_s=2.0)
+    counts.add("analyzer", done=3, failed=1, kept=4)
     last = counts.snapshot()
     assert seen.shown[-1] == last
     assert [shown["analyzer"].done for shown in seen.shown] == [2, 5]
-    assert last["analyzer"] == AgentProgress(total=5, done=5, cached=2, failed=1, kept=7, dropped=1, busy_s=2.0)
+    assert last["analyzer"] == AgentProgress(total=5, done=5, cached=2, failed=1, kept=7, dropped=1)
     assert [last[role] for role in ROLES[1:]] == [AgentProgress(total=5)] * 4
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test check format perf quality clean
+.PHONY: install demo test check format perf quality chaos clean
 
 install: .venv/installed
 
@@ -28,12 +28,15 @@ check: install  ## style, types, layers
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_house.py
 
-quality: install  ## masks, recall and motion of the embedded segmenter on synthetic clips, with figures
+quality: install  ## masks, recall, motion, planted errors and questions on synthetic clips, with figures
 	$(BIN)/videorefer doctor --fetch
-	$(BIN)/python -m pytest -q -m slow -s tests/flows/test_quality.py
+	$(BIN)/python -m pytest -q -m slow -s tests/flows/test_quality.py tests/flows/test_quality_crowd.py tests/flows/test_quality_review.py tests/flows/test_quality_qa.py
 
 perf: install  ## processor time against a plain full scan, one run
 	$(BIN)/python perf/decode.py
+
+chaos: install  ## kills at random moments, TRIALS=50 of them; CHAOS_SEED=... repeats a run
+	TRIALS=$(or $(TRIALS),50) $(BIN)/python tests/chaos/run.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from agents.base import Engine, TextEmbedder
+from agents.expression import UNNAMED, is_unnamed, meant, part_of
 from agents.nouns import NounMap, NounMatch
+from agents.plain_text import plain_text
 from agents.said import Nominal, is_denied, lemma_of, nominals, number_of, role_of, said_of
 from schemas.clip import Clip
 from schemas.label import AgentLabel
@@ -20,7 +22,7 @@ from schemas.mention import Mention, MentionSet, SaidAttributes
 from schemas.quarantine import QuarantineEntry, Reason
 from schemas.record import Record, short_id
 
-REVISION = 1
+REVISION = 2
 
 WHOLE_THRESHOLD = 0.85
 """Least cosine for a compound to be taken as a whole: "tennis racquet" is at 0.86, "bus stop" at 0.78 from "bus"."""
@@ -54,7 +56,8 @@ class Analyzer:
     """Clip to mentions.
 
     `classes` are those of the detector that the segmenter will use: a noun outside them is rejected as
-    `not_detectable`, never guessed.
+    `not_detectable`, never guessed. A clip with given masks has one mention, what its expression means; an expression
+    that names nothing ("moving left") gives the mention `object`.
     """
 
     def __init__(
@@ -90,11 +93,14 @@ class Analyzer:
         self._nouns = None
 
     def _mentions(self, clip: Clip) -> MentionSet:
-        doc = self._parser.parse(clip.caption)
+        text, places = plain_text(clip.caption)
+        doc = self._parser.parse(text)
+        if clip.given_sha256 and text:
+            return self._given(clip, doc, places)
         mentions: list[Mention] = []
         rejected: list[QuarantineEntry] = []
         for item in nominals(doc):
-            result = self._judge(clip, doc, item)
+            result = self._judge(clip, doc, item, places)
             if isinstance(result, Mention):
                 mentions.append(result)
             else:
@@ -104,12 +110,11 @@ class Analyzer:
             rejected.append(_rejection(clip, clip.clip_id, "", "no_mention", evidence))
         return MentionSet(clip_id=clip.clip_id, mentions=tuple(mentions), rejected=tuple(rejected))
 
-    def _judge(self, clip: Clip, doc: Any, item: Nominal) -> Mention | QuarantineEntry:
+    def _judge(self, clip: Clip, doc: Any, item: Nominal, places: Sequence[int]) -> Mention | QuarantineEntry:
         phrase = doc[item.start : item.end]
-        noun = lemma_of(item.noun).strip() or str(item.noun.text)
-        mention_id = short_id(clip.clip_id, phrase.start_char, noun)
+        noun, mention_id = _noun_of(item), _id_of(clip, doc, item, places)
         if item.noun.pos_ == "PRON":
-            return _rejection(clip, mention_id, noun, "pronoun", f"{phrase.text!r} names nothing by itself")
+            return _rejection(clip, mention_id, noun, "pronoun", _names_nothing(phrase.text))
         if is_denied(item):
             return _rejection(clip, mention_id, noun, "not_detectable", f"the caption says that there is no {noun}")
         match = self._match(item, noun)
@@ -121,14 +126,50 @@ class Analyzer:
             clip_id=clip.clip_id,
             noun=noun,
             phrase=phrase.text,
-            start_char=phrase.start_char,
-            end_char=phrase.end_char,
+            start_char=places[phrase.start_char],
+            end_char=places[phrase.end_char - 1] + 1,
             role=role_of(item),
             number=number_of(item),
             detector_class=match.detector_class,
             class_similarity=match.class_similarity,
             said=_seen_only(said_of(item), match.detector_class),
         )
+
+    def _given(self, clip: Clip, doc: Any, places: Sequence[int]) -> MentionSet:
+        """One mention for the objects whose masks came with the clip; the other nouns have none."""
+        items = nominals(doc)
+        subjects = meant(items)
+        span = doc[subjects[0].start : subjects[-1].end] if subjects else doc[:]
+        noun, detector_class, similarity = self._name(subjects)
+        said = _said_of_given(subjects)
+        mention = Mention(
+            mention_id=short_id(clip.clip_id, "given"),
+            clip_id=clip.clip_id,
+            noun=noun,
+            phrase=span.text,
+            start_char=places[span.start_char],
+            end_char=places[span.end_char - 1] + 1,
+            role="subject",
+            number="singular" if said.count == 1 else "plural",
+            detector_class=detector_class,
+            class_similarity=similarity,
+            said=_seen_only(said, detector_class),
+        )
+        others = [item for item in items if item not in subjects]
+        rejected = tuple(_without_masks(clip, doc, item, places, span.text) for item in others)
+        return MentionSet(clip_id=clip.clip_id, mentions=(mention,), rejected=rejected)
+
+    def _name(self, subjects: Sequence[Nominal]) -> tuple[str, str, float]:
+        """Noun, class and cosine between them, for objects that some coordinated nouns mean together.
+
+        A noun outside the detector's classes is its own class, since no detector has to find it.
+        """
+        nouns = {UNNAMED if is_unnamed(item) else _noun_of(item) for item in subjects}
+        noun = nouns.pop() if len(nouns) == 1 else UNNAMED
+        match = self._match(subjects[0], noun) if noun != UNNAMED else None
+        if match is None or match.kind != "class":
+            return noun, noun, 1.0
+        return noun, match.detector_class, match.class_similarity
 
     def _match(self, item: Nominal, noun: str) -> NounMatch:
         """A compound decides where it is known as a whole ("traffic light"), else its head does ("city bus")."""
@@ -148,6 +189,36 @@ class Analyzer:
             f"nearest class {match.detector_class!r} at cosine {match.class_similarity:.2f}, nearest known word "
             f"{match.nearest_word!r} at {match.nearest_similarity:.2f} (least {threshold:.2f})"
         )
+
+
+def _noun_of(item: Nominal) -> str:
+    return lemma_of(item.noun).strip() or str(item.noun.text)
+
+
+def _said_of_given(subjects: Sequence[Nominal]) -> SaidAttributes:
+    """What is said of the objects meant: of several nouns only their number, which claim is whose being open."""
+    if len(subjects) == 1:
+        said = said_of(subjects[0])
+        part = part_of(subjects[0])
+        return said.model_copy(update={"count": 1 if part in ("one", "each") else None}) if part else said
+    counts = [count for item in subjects if (count := said_of(item).count) is not None]
+    return SaidAttributes(count=sum(counts) if counts and len(counts) == len(subjects) else None)
+
+
+def _without_masks(clip: Clip, doc: Any, item: Nominal, places: Sequence[int], meant_text: str) -> QuarantineEntry:
+    mention_id, noun = _id_of(clip, doc, item, places), _noun_of(item)
+    if item.noun.pos_ == "PRON":
+        return _rejection(clip, mention_id, noun, "pronoun", _names_nothing(doc[item.start : item.end].text))
+    evidence = f"the source gives masks of what {meant_text!r} means, of nothing else"
+    return _rejection(clip, mention_id, noun, "no_masks_given", evidence)
+
+
+def _names_nothing(phrase: str) -> str:
+    return f"{phrase!r} names nothing by itself"
+
+
+def _id_of(clip: Clip, doc: Any, item: Nominal, places: Sequence[int]) -> str:
+    return short_id(clip.clip_id, places[doc[item.start].idx], _noun_of(item))
 
 
 def _seen_only(said: SaidAttributes, detector_class: str) -> SaidAttributes:

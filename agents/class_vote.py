@@ -1,72 +1,76 @@
-"""What an ImageNet classifier has to say about a noun: a soft vote over label embeddings.
+"""What an ImageNet classifier has to say about a claimed class: the probability of the labels that its pictures get.
 
-In the manner of ConSE (Norouzi et al., ICLR 2014): label probabilities weigh the nearness of each label's words to
-the noun. Here cosines are summed rather than vectors averaged, since the mean of unlike labels is near to nothing.
+In the manner of mapping one label set onto another (as ImageNet-trained classifiers are scored on other data sets,
+Barbu et al., ObjectNet, NeurIPS 2019), by the open table of `agents.imagenet_table`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from agents.base import ImageClassifier, TextEmbedder
+from agents.imagenet_table import LABELS
+from agents.vocabulary import words
 from schemas.record import Record
 
-ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
-
-
-FIRST_THING = "abacus"
-"""ImageNet's 1000 labels are ordered: the 398 before this one are animals, and all after it are not."""
+ON_PERSONS = words(
+    "tie, backpack, handbag, umbrella, suitcase, skis, snowboard, sports ball, baseball bat, tennis racket, "
+    "cell phone, hair drier, chair, couch, bench, bed, dining table, book"
+)
+"""What people wear, hold and sit on: ImageNet knows no people, and names such things instead."""
 
 
 class Vote(Record):
-    """How near the classifier's labels are to the claimed words, and to the nearest rival class.
+    """Probability of the labels of the claimed class, and of those of the likeliest other class alone.
 
-    `animal_share` is the probability of all animal labels where an animal is claimed and the labels are ImageNet's,
-    else None.
+    `own` is None where ImageNet does not know the claimed class. `rival` counts no label that the claimed class shares.
     """
 
-    own: float
+    own: float | None
     rival: float
     rival_class: str
-    animal_share: float | None
     top_label: str
     top_probability: float
 
 
 class ClassVote:
-    """Votes on nouns against the rivals in `classes`."""
+    """Votes on classes; `labels` are the classifier's, each a list of synonyms parted by ", "."""
 
-    def __init__(self, classifier: ImageClassifier, embedder: TextEmbedder, classes: Sequence[str]) -> None:
-        self._embedder, self._classes, self._labels = embedder, tuple(classes), classifier.labels
-        synonyms = [label.split(", ") for label in classifier.labels]
-        vectors = embedder.embed([word for words in synonyms for word in words])
-        ends = np.cumsum([len(words) for words in synonyms])
-        self._words = np.split(vectors, ends[:-1])
-        self._num_animals = self._labels.index(FIRST_THING) if FIRST_THING in self._labels else 0
-        self._to_classes = self._nearness(embedder.embed(self._classes))
+    def __init__(self, labels: Sequence[str], table: Mapping[str, str] = LABELS) -> None:
+        self._labels = tuple(labels)
+        firsts = {label.split(", ")[0]: i for i, label in reversed(list(enumerate(labels)))}
+        self._classes = tuple(table)
+        self._members = np.zeros((len(table), len(labels)), np.bool_)
+        for row, (name, text) in zip(self._members, table.items(), strict=True):
+            row[_indices(text, firsts)] = True
+            row[[i for first, i in firsts.items() if first == name]] = True
 
-    def vote(self, probabilities: npt.NDArray[np.float32], claimed: Sequence[str]) -> Vote:
-        """The vote of (labels,) probabilities on an object that is called by any of the `claimed` words.
+    def vote(self, probabilities: npt.NDArray[np.float32], claimed: str) -> Vote:
+        """The vote of (labels,) probabilities on an object that is said to be of a class.
 
-        ImageNet knows no people: their crops give labels of what they wear, hold and ride. A person's rivals are
-        therefore the animals alone.
+        A person's rivals are what nobody wears, holds or sits on.
         """
-        own = float((probabilities @ self._nearness(self._embedder.embed(claimed))).max())
-        scores = probabilities @ self._to_classes
-        if "person" in claimed:
-            scores = np.where([name in ANIMALS for name in self._classes], scores, -1.0)
-        best, top = int(scores.argmax()), int(probabilities.argmax())
-        animals = float(probabilities[: self._num_animals].sum())
+        known = claimed in self._classes
+        own_labels = self._members[self._classes.index(claimed)] if known else np.zeros(len(self._labels), np.bool_)
+        rivals = (self._members & ~own_labels) @ probabilities
+        if claimed == "person":
+            rivals = np.where([name in ON_PERSONS for name in self._classes], 0.0, rivals)
+        best, top = int(rivals.argmax()), int(probabilities.argmax())
         return Vote(
-            own=own,
-            animal_share=animals if self._num_animals and set(claimed) & set(ANIMALS) else None,
-            rival=float(scores[best]),
+            own=float(probabilities[own_labels].sum()) if known else None,
+            rival=float(rivals[best]),
             rival_class=self._classes[best],
             top_label=self._labels[top],
             top_probability=min(1.0, float(probabilities[top])),
         )
 
-    def _nearness(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(labels, len(vectors)): cosine of each label's nearest synonym."""
-        return np.stack([(words @ vectors.T).max(axis=0) for words in self._words])
+
+def _indices(text: str, firsts: Mapping[str, int]) -> list[int]:
+    """The indices of "a, b..c"; names that the classifier does not have are left out."""
+    found: list[int] = []
+    for part in text.split(", "):
+        ends = [firsts.get(name) for name in part.split("..")]
+        first, last = ends[0], ends[-1]
+        if first is not None and last is not None:
+            found += range(first, last + 1)
+    return found

@@ -119,6 +119,14 @@ def ask_many(question: str, num_objects: int) -> str:
     return f"There are {num_objects} objects in the video: {listed}.\n{question}"
 
 
+def one_in_four(*ids: str) -> bool:
+    """A quarter of all, by hash: how often an answer that is true of most objects is asked for.
+
+    Asked of all, it could be guessed from the question. Of four options, one in four is right by chance.
+    """
+    return int(short_id("one in four", *ids), 16) % 4 == 0
+
+
 def _pick(phrasings: Phrasings, *ids: str) -> str:
     return phrasings[int(short_id("phrasing", *ids), 16) % len(phrasings)]
 
@@ -155,13 +163,11 @@ def _basic_topics(clip: Clip, caption: ObjectCaption, subject: Subject) -> list[
             (f"Where in the frame is {REGION} at first?", f"In which part of the frame is {REGION} first seen?"),
             sentence(f"at first, {subject.the} is {at_place(motion.start_places)} of the frame"),
         ),
-        (
-            "view",
-            (f"When is {REGION} in view?", f"During which part of the clip can {REGION} be seen?"),
-            sentence(f"{subject.the} {view}"),
-        ),
         *_movement_topics(motion, subject),
     ]
+    if not view.endswith("whole clip") or one_in_four("view", caption.track_id):
+        questions = (f"When is {REGION} in view?", f"During which part of the clip can {REGION} be seen?")
+        topics.append(("view", questions, sentence(f"{subject.the} {view}")))
     if caption.contacts:
         answer = f"in the frame, {subject.the} {contact_clause(caption.noun, caption.contacts, clip.start_s)}"
         topics.append(
@@ -175,15 +181,20 @@ def _basic_topics(clip: Clip, caption: ObjectCaption, subject: Subject) -> list[
 
 
 def _movement_topics(motion: MotionFacts, subject: Subject) -> list[Topic]:
+    """What is asked of moving objects alone would tell that they move, so the first two are asked of all."""
+    where = f"{subject.it} stays {at_place(motion.start_places)} of the frame"
+    moves, way = f"no, {subject.the} hardly moves; {where}", f"{subject.the} goes nowhere; {where}"
+    if motion.moves:
+        way = f"{subject.the} moves {direction_phrase(motion.direction)}"
+        moves = f"yes, {way}"
+    topics: list[Topic] = [
+        ("moves", (f"Does {REGION} move?", f"Does {REGION} go anywhere?"), sentence(moves)),
+        ("direction", (f"In which direction does {REGION} move?", f"Which way does {REGION} go?"), sentence(way)),
+    ]
     if not motion.moves:
-        answer = f"no, {subject.the} hardly moves; {subject.it} stays {at_place(motion.start_places)} of the frame"
-        return [("moves", (f"Does {REGION} move?", f"Does {REGION} go anywhere?"), sentence(answer))]
+        return topics
     return [
-        (
-            "direction",
-            (f"In which direction does {REGION} move?", f"Which way does {REGION} go?"),
-            sentence(f"{subject.the} moves {direction_phrase(motion.direction)}"),
-        ),
+        *topics,
         (
             "speed",
             (f"How fast does {REGION} move?", f"At what speed does {REGION} move?"),

@@ -19,6 +19,7 @@ from agents.relations import group, relation
 from agents.wording import escape_tags, facts_of, facts_survive, merge, subject_of
 from schemas.caption import ObjectCaption
 from schemas.clip import Clip
+from schemas.given import GIVEN_BY_SOURCE
 from schemas.jobs import RefinerJob
 from schemas.label import AgentLabel
 from schemas.mask import area_px
@@ -40,7 +41,7 @@ from schemas.sample import (
 from schemas.track import Track
 from schemas.verdict import Verdict
 
-REVISION = 1
+REVISION = 2
 PROMPT = "refine_detailed.md"
 
 SHORT_QUESTIONS = (
@@ -204,11 +205,11 @@ class Refiner:
                 Turn.model_validate({"from": "gpt", "value": answer}),
             ),
             objects=tuple(_sample_object(track, kind, until_s) for track in tracks),
-            provenance=self._provenance([case.verdicts[track_id] for track_id in object_ids], wording),
+            provenance=self._provenance(clip, [case.verdicts[track_id] for track_id in object_ids], wording),
         )
 
-    def _provenance(self, verdicts: Sequence[Verdict], wording: str) -> Provenance:
-        labels = self._labels
+    def _provenance(self, clip: Clip, verdicts: Sequence[Verdict], wording: str) -> Provenance:
+        labels = [_as_it_ran(label, clip) for label in self._labels]
         return Provenance(
             engines=tuple(f"{label.agent}={label.engine}" for label in labels),
             weights=tuple(f"{label.agent}={weight}" for label in labels for weight in label.weights),
@@ -217,6 +218,13 @@ class Refiner:
             verdict="; ".join(f"{'kept' if verdict.keep else 'dropped'} {verdict.score:.3f}" for verdict in verdicts),
             wording=wording,
         )
+
+
+def _as_it_ran(label: AgentLabel, clip: Clip) -> AgentLabel:
+    """The label, but for a segmenter that passed on masks of the source and loaded no model for it."""
+    if label.agent != "segmenter" or not clip.given_sha256:
+        return label
+    return label.model_copy(update={"engine": GIVEN_BY_SOURCE, "weights": ()})
 
 
 class _Case:

@@ -5,7 +5,7 @@ An answer that names a first, a largest or a fastest is only given where the fac
 
 from collections.abc import Sequence
 
-from agents.questions import QaPair, Topic, ask_many, make_pairs, percent
+from agents.questions import QaPair, Topic, ask_many, make_pairs, one_in_four, percent
 from agents.wording import at_place, direction_phrase, escape_tags, heading, listing, seconds
 from schemas.caption import MotionFacts, ObjectCaption
 from schemas.clip import Clip
@@ -111,10 +111,12 @@ def _side_topics(first: ObjectCaption, second: ObjectCaption) -> list[Topic]:
 
 
 def _touch_topics(clip: Clip, first: ObjectCaption, second: ObjectCaption) -> list[Topic]:
-    """Whether they touch, for objects seen at the same time."""
+    """Whether they touch, for objects seen at the same time; of most pairs they do not, and few of these are asked."""
     if min(first.visible_to_s, second.visible_to_s) <= max(first.visible_from_s, second.visible_from_s):
         return []
     spans = [contact for contact in first.contacts if contact.track_id == second.track_id]
+    if not spans and not one_in_four("touch", first.track_id, second.track_id):
+        return []
     when = [f"from {seconds(c.start_s, clip.start_s)} to {seconds(c.end_s, clip.start_s)}" for c in spans[:3]]
     answer = f"Yes, they touch in the frame {listing(when)}." if spans else "No, they stay apart in the frame."
     questions = (

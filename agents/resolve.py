@@ -39,6 +39,10 @@ _ANOTHER = re.compile(r"(?i)\b(another|other|second|third|different)\b")
 _FULL_COLOUR_SHARE = 0.3
 _FULL_TRAVEL_DIAG = 0.15
 _FULL_GROWTH = 1.6
+_BACK_WEIGHT = 3.2
+"""An object that went back half as far as it moved in all went no one way: its agreement is contradiction (-0.6)."""
+_STAYING = frozenset({"stay", "wait"})
+"""Verbs of what does not move; whoever sits or stands may ride."""
 
 
 class ResolveConfig(Record):
@@ -48,19 +52,29 @@ class ResolveConfig(Record):
     `contradicted_at`: an attribute's agreement (-1 to 1) at or below which a candidate cannot be what is meant.
     `certainty_weight`: weight of the candidate's own score and visible share against the caption's attributes; a lone
     good track beats stray detections by it, two good ones are told apart by the caption alone.
+    `least_likeness`: one that looks less alike early and late has gone over from one to another.
+    `least_direction`: where there may be several of the class, a pick must agree with the direction said by this much,
+    which jitter of the masks does not reach.
+    `whole_share`: a track that breaks off in open view and covers less of the clip than this may have lost its object
+    to another of the class; `brief_share`: one that covers less than this shows too little of what it does.
     """
 
     margin: float = Field(default=0.25, gt=0)
     contradicted_at: float = Field(default=-0.6, ge=-1, lt=0)
     certainty_weight: Share = 0.5
+    whole_share: Share = 0.85
+    brief_share: Share = 0.55
+    least_likeness: Share = 0.7
+    least_direction: Share = 0.4
 
 
 class Candidate(Record):
     """What was measured of one found object.
 
     `x_share` and `y_share` are its median centre over the frame's sides; `travel_*` its displacement in frame
-    diagonals and `growth` its mask's growth, None where it was seen too briefly. `visible_share` is the part of the
-    tracked frames that show it.
+    diagonals and `growth` its mask's growth, None where it was seen too briefly. `back_*` is how far it went against
+    its displacement on that axis. `visible_share` is the part of the tracked frames that show it. `breaks_off`: it
+    comes or goes in open view, and not at the ends of the clip. `likeness` is that of its looks early and late.
     """
 
     detector_class: str
@@ -72,6 +86,10 @@ class Candidate(Record):
     travel_x_diag: float | None
     travel_y_diag: float | None
     growth: float | None
+    back_x_diag: float
+    back_y_diag: float
+    breaks_off: bool
+    likeness: Share = 1.0
 
 
 class Resolution(Record):
@@ -87,7 +105,8 @@ def resolve(mentions: Sequence[Mention], candidates: Sequence[Candidate], config
     """One resolution per mention, in order; no two mentions share a candidate.
 
     Singular mentions of one class are assigned jointly at greatest total agreement; a pair stands only where every
-    assignment without it is worse by the margin. Later words for the same thing ("a man ... the man") are refused as
+    assignment without it is worse by the margin, even one that serves fewer mentions: a detector misses objects, so who
+    is left over need not be who is meant. Later words for the same thing ("a man ... the man") are refused as
     `same_object`. Counted plurals then take what is left and not contradicted, if it is exactly that many.
     """
     done: dict[str, Resolution] = {}
@@ -106,6 +125,10 @@ def resolve(mentions: Sequence[Mention], candidates: Sequence[Candidate], config
                 taken = {index for resolution in done.values() for index in resolution.picked}
                 left = [index for index in found if index not in taken]
                 done[mention.mention_id] = _resolve_plural(mention, left, candidates, config)
+        if len(found) > 1 or sum(not _DEFINITE.match(mention.phrase) for mention in own) > 1:
+            done |= {
+                mention.mention_id: _if_sure(mention, done[mention.mention_id], candidates, config) for mention in own
+            }
     return [done[mention.mention_id] for mention in mentions]
 
 
@@ -117,7 +140,7 @@ def agreements(mention: Mention, candidate: Candidate) -> dict[str, float]:
         result["colour"] = sum(_colour_fit(colour, candidate.colours) for colour in said.colours) / len(said.colours)
     if said.places:
         result["place"] = sum(_place_fit(place, candidate) for place in said.places) / len(said.places)
-    fits = [fit for direction in said.directions if (fit := _direction_fit(direction, candidate)) is not None]
+    fits = [fit for direction in _directions(mention) if (fit := _direction_fit(direction, candidate)) is not None]
     if fits:
         # a caption may tell of several legs of one path, of which the displacement shows the sum
         result["direction"] = max(fits)
@@ -141,8 +164,8 @@ def _resolve_singles(
         without = scores.copy()
         without[row, column] = FORBIDDEN
         other = best_assignment(without)
-        served = sum(taken is not None for taken in other) == sum(taken is not None for taken in chosen)
-        margin = total - total_score(without, other) if served else math.inf
+        alone = len(mentions) == 1 and len(found) == 1
+        margin = math.inf if alone else total - total_score(without, other)
         figures = ", ".join(f"{scores[row, i]:.2f}" for i in range(len(found)))
         evidence = f"{len(found)} {mention.detector_class} found, agreement {figures}, margin {margin:.2f}"
         if margin < config.margin:
@@ -166,6 +189,29 @@ def _resolve_plural(
         evidence = f"{mention.phrase!r} states {count}; {len(fitting)} of {len(left)} free {name} fit what is said"
         return _refused(mention, "count_mismatch", evidence)
     return _picked(mention, tuple(fitting), f"{count} {name} stated and found")
+
+
+def _if_sure(
+    mention: Mention, outcome: Resolution, candidates: Sequence[Candidate], config: ResolveConfig
+) -> Resolution:
+    """The outcome, refused where a pick may be another one of the class."""
+    for index in outcome.picked:
+        item = candidates[index]
+        fits = agreements(mention, item)
+        seen = f"in sight for {item.visible_share:.2f} of the clip"
+        doubt = ""
+        if item.breaks_off and item.visible_share < config.whole_share:
+            doubt = f"the track breaks off in open view, {seen}"
+        elif item.visible_share < config.brief_share:
+            doubt = f"the track is {seen}"
+        elif item.likeness < config.least_likeness:
+            doubt = f"its looks early and late agree by {item.likeness:.2f} only"
+        elif fits.get("direction", 1.0) < config.least_direction:
+            doubt = f"the direction said fits it no more than {fits['direction']:.2f}"
+        if doubt:
+            text = f"{outcome.evidence}; {doubt}, so that it may be another {item.detector_class}"
+            return _refused(mention, "ambiguous", text)
+    return outcome
 
 
 def _leaders(mentions: Sequence[Mention], num_found: int) -> dict[str, Mention]:
@@ -220,21 +266,37 @@ def _place_fit(said: Place, candidate: Candidate) -> float:
     return max(-1.0, min(1.0, fits[said]))
 
 
+def _directions(mention: Mention) -> tuple[Direction, ...]:
+    stays = _STAYING.intersection(mention.said.actions)
+    return mention.said.directions or (("none",) if stays else ())
+
+
 def _direction_fit(said: Direction, candidate: Candidate) -> float | None:
     dx, dy, growth = candidate.travel_x_diag, candidate.travel_y_diag, candidate.growth
     if dx is None or dy is None or growth is None:
         return None
     grown = math.log(growth) / math.log(_FULL_GROWTH)
     fits: dict[Direction, float] = {
-        "left": -dx / _FULL_TRAVEL_DIAG,
-        "right": dx / _FULL_TRAVEL_DIAG,
-        "up": -dy / _FULL_TRAVEL_DIAG,
-        "down": dy / _FULL_TRAVEL_DIAG,
-        "toward": grown,
-        "away": -grown,
-        "none": 1 - 2 * math.hypot(dx, dy) / _FULL_TRAVEL_DIAG,
+        "left": _one_way(-dx, candidate.back_x_diag),
+        "right": _one_way(dx, candidate.back_x_diag),
+        "up": _one_way(-dy, candidate.back_y_diag),
+        "down": _one_way(dy, candidate.back_y_diag),
+        "toward": _along_view(grown, math.hypot(dx, dy)),
+        "away": _along_view(-grown, math.hypot(dx, dy)),
+        "none": min(1 - 2 * math.hypot(dx, dy) / _FULL_TRAVEL_DIAG, 1 - abs(grown)),
     }
     return max(-1.0, min(1.0, fits[said]))
+
+
+def _along_view(fit: float, moved_diag: float) -> float:
+    """Agreement with coming or going, from the growth alone, less where the object crosses the frame meanwhile."""
+    return fit * max(0.0, min(1.0, 2 - moved_diag / _FULL_TRAVEL_DIAG)) if fit > 0 else fit
+
+
+def _one_way(moved_diag: float, back_diag: float) -> float:
+    """Agreement with going one way, from the displacement along it and how far the object went back in between."""
+    fit = max(-1.0, min(1.0, moved_diag / _FULL_TRAVEL_DIAG))
+    return fit * (1 - _BACK_WEIGHT * back_diag / moved_diag) if fit > 0 else fit
 
 
 def _why_none(
@@ -263,7 +325,8 @@ def _against(mention: Mention, candidate: Candidate, config: ResolveConfig) -> s
             parts.append(f"place {'/'.join(mention.said.places)} said, centre at {centre} of the frame")
         else:
             moved = f"({candidate.travel_x_diag:.2f}, {candidate.travel_y_diag:.2f}) diagonals"
-            parts.append(f"direction {'/'.join(mention.said.directions)} said, moved {moved}")
+            back = max(candidate.back_x_diag, candidate.back_y_diag)
+            parts.append(f"direction {'/'.join(_directions(mention))} said, moved {moved}, {back:.2f} back and forth")
     return ", ".join(parts)
 
 

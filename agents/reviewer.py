@@ -29,7 +29,7 @@ from schemas.record import Record, short_id
 from schemas.track import ObjectMasks, Track
 from schemas.verdict import Check, Verdict, VerdictSet
 
-REVISION = 1
+REVISION = 2
 MIN_VOTE_PX = 1600
 """Smaller masks are blown up more than sevenfold for the classifier, which then guesses."""
 
@@ -75,11 +75,11 @@ class Reviewer:
         )
 
     def setup(self) -> None:
-        """Load classifier and embedder, and embed the classes and labels."""
+        """Load classifier and embedder, and embed the classes."""
         self._classifier.setup()
         self._embedder.setup()
         self._nouns = NounMap(self._embedder, self._classes)
-        self._votes = ClassVote(self._classifier, self._embedder, self._classes)
+        self._votes = ClassVote(self._classifier.labels)
 
     def process(self, jobs: Sequence[ReviewerJob]) -> list[VerdictSet]:
         """One verdict per track of each job, in order; dropped tracks in `rejected` too."""
@@ -132,10 +132,10 @@ class Reviewer:
     def _vote(self, track: Track, looks: Sequence[Look]) -> Vote | None:
         assert self._votes is not None, "setup() comes first"
         large = [look for look in looks if look.mask.sum() >= MIN_VOTE_PX]
-        if not large:
-            return None
+        if not large or track.masks.detector_class not in self._classes:
+            return None  # of a noun that no detector knows, nobody knows what the labels of its pictures should be
         probabilities = [self._classifier.probabilities(crop_for_classifier(look)) for look in large]
-        return self._votes.vote(np.mean(probabilities, axis=0), (track.noun, track.masks.detector_class))
+        return self._votes.vote(np.mean(probabilities, axis=0), track.masks.detector_class)
 
 
 def judge(track_id: str, checks: tuple[Check, ...]) -> Verdict:

@@ -266,9 +266,10 @@ def _places(item: Nominal, verbs: list[Any]) -> Iterator[Place]:
 
 def _place_after(preposition: Any) -> Iterator[Place]:
     """The places in "in the top left corner of the frame", none where the phrase is of something else."""
-    doc, words = preposition.doc, []
+    doc = preposition.doc
+    words: list[str] = []
     for token in doc[preposition.i + 1 : preposition.i + 8]:
-        if token.lower_ in PLACE_WORDS or token.lower_ in SIDE_WORDS or token.lower_ in ("the", "far", "very", "-"):
+        if token.lower_ in (*PLACE_WORDS, *SIDE_WORDS, "far", "very", "-") or (not words and token.lower_ == "the"):
             words.append(token.lower_)
             continue
         if token.lower_ == "of" and not set(FRAME_WORDS) & {t.lower_ for t in doc[token.i + 1 : token.i + 4]}:

@@ -36,20 +36,15 @@ HUES: tuple[tuple[float, Colour], ...] = (
 )
 """Upper hue bounds in degrees."""
 
-NEIGHBOURS: dict[Colour, tuple[Colour, ...]] = {
-    "black": ("gray",),
-    "white": ("gray",),
-    "gray": ("black", "white"),
-    "red": ("orange", "brown", "pink"),
-    "orange": ("red", "yellow", "brown"),
-    "yellow": ("orange", "brown"),
-    "green": ("yellow",),
-    "blue": ("purple",),
-    "purple": ("blue", "pink"),
-    "pink": ("red", "purple"),
-    "brown": ("orange", "red", "yellow", "black"),
-}
-"""Colours that people and light turn into one another: a claim is held against its own and these."""
+SHIFTS: tuple[tuple[float, float, float], ...] = (
+    (0.0, 1.0, 1.0),
+    *((degrees, 1.0, 1.0) for degrees in (-6.0, 6.0)),
+    *((0.0, factor, 1.0) for factor in (1 / 1.15, 1.15)),
+    *((0.0, 1.0, factor) for factor in (1 / 1.4, 1.4)),
+)
+"""Degrees of hue, factors of saturation and of value by which light and people shift a colour."""
+MAX_COLOUR_PX = 4000
+"""Pixels of a look whose colours are named; of more, every so many."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +69,6 @@ class BoxPath:
         """Vectors in shares of the frame's sides (..., 2) to frame diagonals."""
         return np.asarray(xy * np.array([self.aspect, 1.0]) / np.hypot(self.aspect, 1.0))
 
-    def displacement_diag(self) -> npt.NDArray[np.float64]:
-        """(dx, dy) from the first to the last seen boxes (two an end), in frame diagonals."""
-        centres, end = self.centres, 1 if len(self.boxes) < 4 else 2
-        return self.in_diagonals(centres[-end:].mean(axis=0) - centres[:end].mean(axis=0))
-
-    def swelling(self) -> float:
-        """Ratio of box heights plus widths, last two over first two seen."""
-        sizes = (self.boxes[:, 2:] - self.boxes[:, :2]).sum(axis=1)
-        end = 1 if len(sizes) < 4 else 2
-        return float(sizes[-end:].mean() / max(float(sizes[:end].mean()), 1e-9))
-
-    def touches_border(self) -> bool:
-        """Whether the first or last box is cut by the frame."""
-        ends = self.boxes[[0, -1]]
-        return bool((ends[:, :2] < 0.006).any() or (ends[:, 2:] > 0.994).any())
-
 
 @dataclass(frozen=True)
 class Look:
@@ -110,21 +89,23 @@ def box_path(masks: ObjectMasks, start_s: float = -np.inf, end_s: float = np.inf
     return BoxPath(table[:, :4], table[:, 4], table[:, 5], masks.width_px / masks.height_px)
 
 
-def colour_shares(looks: list[Look]) -> dict[Colour, float]:
-    """Share of each colour over the eroded masks of all looks, each look with equal weight; empty without pixels."""
-    totals = np.zeros(len(COLOURS))
-    counted = 0
-    for look in looks:
-        pixels = look.image[_core(look.mask)]
-        if len(pixels):
-            totals += np.bincount(_colour_indices(pixels), minlength=len(COLOURS)) / len(pixels)
-            counted += 1
-    return {colour: float(totals[i] / counted) for i, colour in enumerate(COLOURS)} if counted else {}
+@dataclass(frozen=True)
+class ColourLook:
+    """Shares of a track's pixels: those that bear each colour (`seen`), and that may bear it in other light."""
+
+    seen: dict[Colour, float]
+    may_be: dict[Colour, float]
 
 
-def share_near(colour: Colour, shares: dict[Colour, float]) -> float:
-    """Share of a colour and of those it is taken for."""
-    return min(1.0, shares[colour] + sum(shares[other] for other in NEIGHBOURS[colour]))
+def colours_of(looks: list[Look]) -> ColourLook | None:
+    """Colours over the eroded masks of all looks, each look with equal weight; None without pixels."""
+    named = [_colour_table(look.image[_core(look.mask)]) for look in looks if look.mask.any()]
+    if not named:
+        return None
+    surely, maybe = np.mean([table[0] for table in named], axis=0), np.mean([table[1] for table in named], axis=0)
+    return ColourLook(
+        dict(zip(COLOURS, map(float, surely), strict=True)), dict(zip(COLOURS, map(float, maybe), strict=True))
+    )
 
 
 def outline_support(look: Look) -> float | None:
@@ -184,8 +165,19 @@ def crop_for_classifier(look: Look, context: float = 0.15) -> Image:
     return crop
 
 
-def _colour_indices(pixels_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    hsv = cv2.cvtColor(pixels_rgb.reshape(1, -1, 3).astype(np.float32) / 255.0, cv2.COLOR_RGB2HSV)[0]
+def _colour_table(pixels_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """(2, colours): the share of pixels that bear each colour, and that bear it after any of `SHIFTS`."""
+    pixels = pixels_rgb[:: max(1, len(pixels_rgb) // MAX_COLOUR_PX)].reshape(1, -1, 3).astype(np.float32) / 255.0
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[0]
+    names = np.zeros((len(hsv), len(SHIFTS), len(COLOURS)), np.bool_)
+    for number, (degrees, saturation, value) in enumerate(SHIFTS):
+        shifted = np.stack([(hsv[:, 0] + degrees) % 360.0, hsv[:, 1] * saturation, hsv[:, 2] * value], axis=1)
+        names[np.arange(len(hsv)), number, _colour_indices(np.clip(shifted, 0, (360.0, 1.0, 1.0)))] = True
+    return np.stack([names[:, 0].mean(axis=0), names.any(axis=1).mean(axis=0)])
+
+
+def _colour_indices(hsv: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Indices into `COLOURS` of (N, 3) hue in degrees, saturation and value in 0..1."""
     hue, saturation, value = hsv[:, 0], hsv[:, 1], hsv[:, 2]
     bounds = np.array([bound for bound, _ in HUES])
     names = np.array([COLOURS.index(name) for _, name in HUES])[np.searchsorted(bounds, hue, side="right")]

@@ -1,6 +1,7 @@
 """Segmenter: one set of masks for each mention of a clip, or the reason why there is none."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 import cv2
@@ -10,28 +11,35 @@ from pydantic import Field
 
 from agents.base import FrameSource, MaskTracker
 from agents.measure import colour_shares, motion_facts
-from agents.resolve import Candidate, ResolveConfig, resolve
+from agents.resolve import Candidate, Resolution, ResolveConfig, resolve
 from schemas.caption import ColourShare
 from schemas.clip import Clip
+from schemas.given import GivenMasks, GivenObject
 from schemas.jobs import SegmenterJob
 from schemas.label import AgentLabel
 from schemas.mask import box_xyxy_px, decode
 from schemas.mention import Mention
 from schemas.quarantine import QuarantineEntry, Reason
-from schemas.record import Record, short_id
+from schemas.record import Record, Share, short_id
 from schemas.track import ObjectMasks, Track, TrackSet
 
-REVISION = 1
+REVISION = 2
+_BORDER_SHARE = 0.02
+"""Of the frame's sides: nearer to the border, an object is taken to come in or go out."""
 
 
 class SegmenterConfig(Record):
     """How tracks are matched to mentions.
 
     `min_visible_frames`: a track seen in fewer frames is too short to describe.
+    `max_overlap`: of two picked tracks whose masks overlap more in the mean, the lesser is the same thing again.
+    `likeness_frames`: how many are read to tell whether a track keeps to one object, where there are several.
     `colour_frames`, `colour_long_side_px`: how many frames, of which size, are read to measure an object's colours.
     """
 
     min_visible_frames: int = Field(default=4, ge=1)
+    max_overlap: Share = 0.5
+    likeness_frames: int = Field(default=8, ge=1)
     colour_frames: int = Field(default=4, ge=1)
     colour_long_side_px: int = Field(default=320, ge=32)
     resolve: ResolveConfig = ResolveConfig()
@@ -60,27 +68,75 @@ class Segmenter:
         self._tracker.setup()
 
     def process(self, jobs: Sequence[SegmenterJob]) -> list[TrackSet]:
-        """One track set per job, in order; each mention has tracks in it or one rejected entry."""
-        return [self._segment(job.clip, job.mentions.mentions) for job in jobs]
+        """One track set per job, in order; each mention has tracks in it or one rejected entry.
+
+        Masks that came with the clip are its tracks as they are, and no tracker runs.
+        """
+        return [
+            self._pass_on(job.clip, job.mentions.mentions, job.given)
+            if job.given
+            else self._segment(job.clip, job.mentions.mentions)
+            for job in jobs
+        ]
 
     def close(self) -> None:
         """Nothing outlives the object."""
+
+    def _pass_on(self, clip: Clip, mentions: Sequence[Mention], given: GivenMasks) -> TrackSet:
+        tracks = [
+            _track(clip, mention, nth, self._masks_of(clip, mention, item))
+            for mention in mentions
+            for nth, item in enumerate(given.objects)
+        ]
+        return TrackSet(clip_id=clip.clip_id, tracks=tuple(tracks), rejected=())
+
+    def _masks_of(self, clip: Clip, mention: Mention, item: GivenObject) -> ObjectMasks:
+        return ObjectMasks(
+            detector_class=mention.detector_class,
+            frame_idx=item.frame_idx,
+            frame_time_s=self._frames.times_s(clip, item.frame_idx),
+            rle=item.rle,
+            height_px=clip.height_px,
+            width_px=clip.width_px,
+            score=1.0,
+        )
 
     def _segment(self, clip: Clip, mentions: Sequence[Mention]) -> TrackSet:
         classes = sorted({mention.detector_class for mention in mentions})
         found = self._tracker.track(clip, classes) if classes else []
         long_enough = [item for item in found if _num_visible(item) >= self._config.min_visible_frames]
         with_colours = any(mention.said.colours for mention in mentions)
-        candidates = [self._candidate(clip, item, with_colours) for item in long_enough]
+        num_found = Counter(item.detector_class for item in long_enough)
+        candidates = [
+            self._candidate(clip, item, with_colours, num_found[item.detector_class] > 1) for item in long_enough
+        ]
         tracks: list[Track] = []
         rejected: list[QuarantineEntry] = []
-        outcomes = resolve(mentions, candidates, self._config.resolve)
+        outcomes = self._one_thing_once(resolve(mentions, candidates, self._config.resolve), long_enough)
         for mention, outcome in zip(mentions, outcomes, strict=True):
             tracks += [_track(clip, mention, nth, long_enough[index]) for nth, index in enumerate(outcome.picked)]
             if outcome.reason is not None:
                 reason, evidence = self._refusal(mention, outcome.reason, outcome.evidence, found, long_enough)
                 rejected.append(_entry(clip, mention, reason, evidence))
         return TrackSet(clip_id=clip.clip_id, tracks=tuple(tracks), rejected=tuple(rejected))
+
+    def _one_thing_once(self, outcomes: Sequence[Resolution], found: Sequence[ObjectMasks]) -> list[Resolution]:
+        """The outcomes, refused where a pick covers the same pixels as one whose track is better."""
+        best_first = sorted((-found[i].score, i, o.mention_id) for o in outcomes for i in o.picked)
+        twins: dict[str, str] = {}
+        kept: list[int] = []
+        for _, index, mention_id in best_first:
+            overlap = max((_mean_iou(found[index], found[other]) for other in kept), default=0.0)
+            if overlap > self._config.max_overlap:
+                twins[mention_id] = f"its track overlaps a better one by {overlap:.2f}: one thing found twice"
+            else:
+                kept.append(index)
+        return [
+            outcome.model_copy(update={"picked": (), "reason": "same_object", "evidence": twins[outcome.mention_id]})
+            if outcome.mention_id in twins
+            else outcome
+            for outcome in outcomes
+        ]
 
     def _refusal(
         self,
@@ -97,11 +153,12 @@ class Segmenter:
         least = self._config.min_visible_frames
         return "track_too_short", f"seen in {max(brief)} tracked frames at most, {least} are needed"
 
-    def _candidate(self, clip: Clip, masks: ObjectMasks, with_colours: bool) -> Candidate:
+    def _candidate(self, clip: Clip, masks: ObjectMasks, with_colours: bool, in_company: bool) -> Candidate:
         seen = [counts for counts in masks.rle if counts is not None]
         boxes = np.array([box_xyxy_px(counts, masks.height_px, masks.width_px) for counts in seen])
         x1, y1, x2, y2 = np.median(boxes, axis=0)
         motion = motion_facts(masks, clip.start_s, clip.end_s)
+        back_x, back_y = _back_diag(boxes, masks)
         return Candidate(
             detector_class=masks.detector_class,
             score=masks.score,
@@ -112,12 +169,29 @@ class Segmenter:
             travel_x_diag=motion.displacement_x_diag if motion else None,
             travel_y_diag=motion.displacement_y_diag if motion else None,
             growth=motion.growth if motion else None,
+            back_x_diag=back_x,
+            back_y_diag=back_y,
+            breaks_off=_breaks_off(boxes, masks),
+            likeness=self._likeness(clip, masks) if in_company else 1.0,
         )
 
     def _colours(self, clip: Clip, masks: ObjectMasks) -> tuple[ColourShare, ...]:
         """The colours of an object's pixels over a few frames, evenly spread over those that show it."""
+        return colour_shares(np.concatenate(self._pixels(clip, masks, self._config.colour_frames)))
+
+    def _likeness(self, clip: Clip, masks: ObjectMasks) -> float:
+        """How alike the object looks in the first and the second half of its frames: histogram intersection."""
+        looks = [_histogram(pixels) for pixels in self._pixels(clip, masks, self._config.likeness_frames)]
+        half = len(looks) // 2
+        if not half:
+            return 1.0
+        alike = np.minimum(np.mean(looks[:half], axis=0), np.mean(looks[half:], axis=0)).sum()
+        return min(1.0, float(alike))  # sums of shares may pass 1 by rounding
+
+    def _pixels(self, clip: Clip, masks: ObjectMasks, count: int) -> list[npt.NDArray[np.uint8]]:
+        """(N, 3) pixels of an object in up to `count` frames, evenly spread over those that show it."""
         seen = [(index, rle) for index, rle in zip(masks.frame_idx, masks.rle, strict=True) if rle is not None]
-        places = np.unique(np.linspace(0, len(seen) - 1, self._config.colour_frames).round().astype(int))
+        places = np.unique(np.linspace(0, len(seen) - 1, count).round().astype(int))
         picked = [seen[place] for place in places]
         frames = self._frames.read(clip, [index for index, _ in picked], self._config.colour_long_side_px)
         pixels: list[npt.NDArray[np.uint8]] = []
@@ -125,7 +199,55 @@ class Segmenter:
             mask = decode(counts, masks.height_px, masks.width_px).astype(np.uint8)
             small = cv2.resize(mask, frame.shape[1::-1], interpolation=cv2.INTER_AREA)
             pixels.append(frame[small > 0])
-        return colour_shares(np.concatenate(pixels))
+        return pixels
+
+
+def _histogram(pixels_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Hue, saturation and value of (N, 3) pixels in 256 bins, summing to 1; zeros without pixels."""
+    if not len(pixels_rgb):
+        return np.zeros(256)
+    hsv = cv2.cvtColor(pixels_rgb.reshape(1, -1, 3), cv2.COLOR_RGB2HSV)
+    counts = cv2.calcHist([hsv], [0, 1, 2], None, [16, 4, 4], [0, 180, 0, 256, 0, 256])
+    return np.asarray(counts.ravel() / counts.sum(), dtype=np.float64)
+
+
+def _back_diag(boxes: npt.NDArray[np.float64], masks: ObjectMasks) -> tuple[float, float]:
+    """How far along x and y a path of (N, 4) boxes went against its displacement at most, in frame diagonals."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    # medians of three leave single bad masks out
+    calm = np.median(np.stack([centres[:-2], centres[1:-1], centres[2:]]), axis=0) if len(centres) > 2 else centres
+    onward = calm * np.where(calm[-1] < calm[0], -1, 1)
+    back_px = (np.maximum.accumulate(onward, axis=0) - onward).max(axis=0)
+    x, y = back_px / np.hypot(masks.height_px, masks.width_px)
+    return float(x), float(y)
+
+
+def _breaks_off(boxes: npt.NDArray[np.float64], masks: ObjectMasks) -> bool:
+    """Whether the object, with a box for each frame that shows it, comes or goes away from the frame's border.
+
+    Its first and last tracked frames are no coming and going.
+    """
+    size = np.array([masks.width_px, masks.height_px])
+    slack = _BORDER_SHARE * size
+    inside = np.asarray((boxes[:, :2] > slack).all(axis=1) & (boxes[:, 2:] < size - slack).all(axis=1))
+    seen = np.array([counts is not None for counts in masks.rle])
+    comes = seen[1:] & ~seen[:-1]
+    goes = seen[:-1] & ~seen[1:]
+    number = np.cumsum(seen) - 1
+    return bool(inside[number[1:][comes]].any() or inside[number[:-1][goes]].any())
+
+
+def _mean_iou(a: ObjectMasks, b: ObjectMasks) -> float:
+    """Mean IoU of two objects over the frames that show both, 0 where there is none."""
+    other = dict(zip(b.frame_idx, b.rle, strict=True))
+    both = [(counts, other.get(frame)) for frame, counts in zip(a.frame_idx, a.rle, strict=True)]
+    ious = []
+    for one, two in both:
+        if one is not None and two is not None:
+            first, second = (decode(counts, a.height_px, a.width_px) for counts in (one, two))
+            either = int((first | second).sum())
+            ious.append(int((first & second).sum()) / either if either else 0.0)
+    return float(np.mean(ious)) if ious else 0.0
 
 
 def _num_visible(masks: ObjectMasks) -> int:

@@ -59,9 +59,12 @@ PLACE_WORDS: dict[str, Place] = {
     "middle": "middle",
     "center": "middle",
     "centre": "middle",
+    "upper": "top",
+    "lower": "bottom",
 }
 FRAME_WORDS = words("frame screen image picture video shot view")
 SIDE_WORDS = words("side part half edge corner third hand")
+DEPTH_WORDS = words("background foreground distance front back rear")
 
 MOTION_VERBS = words(
     "move go walk run ride drive fly swim travel head roll slide crawl come float drift sail race speed jog skate ski "
@@ -69,7 +72,10 @@ MOTION_VERBS = words(
     "bounce push pull carry rise ascend descend recede approach zoom shift pedal step back"
 )
 NOUN_LIKE_VERBS = frozenset(MOTION_VERBS) - {"head", "back", "step"} | frozenset(
-    words("turn stand stay sit lie rest wait stop start land kick throw catch hit hold play dance eat drink look watch")
+    words(
+        "turn stand stay sit lie rest sleep wait stop start land kick throw catch hit hold play dance eat drink look "
+        "watch bark"
+    )
 )
 """Verbs of captions whose forms pass for nouns ("a cyclist moves", "cars drive by")."""
 SINGULAR_ARTICLES = words("a an another one this each every")

@@ -10,16 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.context import TagsContext
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.utilities.annotations import quote
+from prefect.utilities.annotations import allow_failure, quote
 
 from flows.artifacts import ArtifactProgress, decoration
 from flows.chain import Chain
@@ -30,11 +32,16 @@ from flows.profile_config import ROLES, Profile, Role
 from flows.progress import BuildProgress, ProgressSink
 from flows.publish import publish_build
 from flows.result import BuildResult
+from flows.run_watch import CancelledOnPageError, watched_run
 from flows.step import BuildRun, run_step
 from flows.wiring import Site, agent_labels, annotator_needs
+from infra.builds import BuildCommand
 from infra.lake import Lake
 from infra.settings import settings
 from schemas.clip import Clip
+
+END_S = 60.0
+"""How long to wait, once the pools are closed, until every task run has said how it ended."""
 
 _sinks: list[ProgressSink] = []
 """Whoever in this process wants to see progress besides the run's page; Prefect's parameters must be plain values."""
@@ -67,17 +74,27 @@ def plan_task(source: str, root: str | None, lake: Lake, profile: Profile, limit
 @task(name="agent", task_run_name="{role} unit {unit:03d}", cache_policy=NO_CACHE)
 def agent_task(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun) -> State[Any]:
     """One unit through one agent; failures are retried clip by clip in the pool, not here."""
+    if run.errors:
+        # Prefect lets nothing follow a cancelled task run, a failed one it does
+        return Failed(name="NotBegun", message="the build was stopped, or another step failed")
     logger = get_run_logger()
-    result = run_step(role, unit, clips, run, logger.log)
+    try:
+        result = run_step(role, unit, clips, run, logger.log)
+    except Exception as error:
+        run.errors.append(error)
+        raise
     logger.info(result.describe())
     name = "Cached" if result.cached and not (result.done or result.failed) else "Completed"
     return Completed(name=name, message=result.describe(), data=None)
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
-def publish_task(plan: Plan, run: BuildRun, source: str, lake: Lake, profile: Profile, site: Site) -> BuildResult:
+def publish_task(
+    plan: Plan, run: BuildRun, command: BuildCommand, lake: Lake, profile: Profile, site: Site
+) -> BuildResult:
     """Shards, tracks, quarantine, card, report, and the manifest last."""
-    result = publish_build(plan, run.chain, tuple(run.failed.values()), source, lake, profile, site)
+    failed, work = tuple(run.failed.values()), tuple(run.work.values())
+    result = publish_build(plan, run.chain, failed, command, lake, profile, site, work)
     with decoration():
         create_markdown_artifact(result.markdown(), key="build-counts", description=f"build {result.build_id}")
         about = f"report of build {result.build_id}"
@@ -104,8 +121,11 @@ def build(
     profile: str = "embedded",
     limit: int | None = None,
     ray_address: str | None = None,
-) -> BuildResult:
+) -> BuildResult | State[None]:
     """Build a dataset from captioned videos.
+
+    A run that is cancelled on its page returns the state Cancelled. Raises ServerLostError, besides what the parts of
+    a build raise.
 
     Args:
         source: a folder of videos with sidecar captions, or a CSV, JSONL or Parquet manifest.
@@ -115,43 +135,71 @@ def build(
         limit: only the first rows of the source.
         ray_address: a Ray cluster to join; a local one is started if not given, and only if there is work.
     """
+    try:
+        # the run's tags are not for its task runs: Prefect would ask the server about limits of each tag
+        with watched_run(UUID(str(flow_run.id))), TagsContext(current_tags=set()):
+            return _build(source, lake, root, profile, limit, ray_address)
+    except CancelledOnPageError as said:
+        return Cancelled(message=str(said))
+
+
+def _build(
+    source: str, lake: str, root: str | None, profile: str, limit: int | None, ray_address: str | None
+) -> BuildResult:
     resolved = preflight(source, root, lake, profile)
     labels = agent_labels(resolved)
     store = Lake(lake)
     plan = plan_task(source, root, _whole(store), _whole(resolved), limit)
     site = Site(videos_root=str(plan.videos_root.resolve()), frames_dir=str(settings().cache_dir / "frames"))
     progress = BuildProgress(len(plan.clips), (ArtifactProgress(), *_sinks))
-    with Pools(resolved, site, ray_address) as pools:
-        run = BuildRun(chain=Chain(store, labels, annotator_needs(resolved)), pools=pools, progress=progress)
-        _run_units(plan, run, resolved.units_in_flight)
-        ray_started = pools.started
-    result: BuildResult = publish_task(_whole(plan), _whole(run), source, _whole(store), _whole(resolved), _whole(site))
+    steps: list[PrefectFuture[Any]] = []
+    try:
+        with Pools(resolved, site, ray_address) as pools:
+            run = BuildRun(chain=Chain(store, labels, annotator_needs(resolved)), pools=pools, progress=progress)
+            _run_units(plan, run, resolved.units_in_flight, steps)
+            ray_started = pools.started
+    finally:
+        for step in steps:  # without pools they end at once; left to Prefect, some would stay without a final state
+            step.wait(END_S)
+    command = BuildCommand(source=source, root=root, profile=profile, limit=limit)
+    result: BuildResult = publish_task(
+        _whole(plan), _whole(run), _whole(command), _whole(store), _whole(resolved), _whole(site)
+    )
     return result.model_copy(update={"ray_started": ray_started})
 
 
-def _run_units(plan: Plan, run: BuildRun, units_in_flight: int) -> None:
-    """Submit unit by unit, agent by agent; a bounded number of units overlap.
+def _run_units(plan: Plan, run: BuildRun, units_in_flight: int, steps: list[PrefectFuture[Any]]) -> None:
+    """Submit unit by unit, agent by agent, into `steps`, and wait for them; a bounded number of units overlap.
 
-    Results are asked for in the order of the agents, so that what is raised is the first error, not its consequence.
+    Where a step raises, no other begins, and its error is raised.
     """
-    units: list[list[PrefectFuture[Any]]] = []
-    for unit, clips in enumerate(plan.units):
-        if unit >= units_in_flight:
-            _finish(units[unit - units_in_flight])
-        futures: dict[Role, PrefectFuture[Any]] = {}
-        for role in ROLES:
-            before = [futures[other] for other in run.chain.waits_for(role)]
-            futures[role] = agent_task.submit(
-                role, unit, _whole(clips), _whole(run), wait_for=before, return_state=False
-            )
-        units.append(list(futures.values()))
-    for unit_futures in units:
-        _finish(unit_futures)
+    try:
+        for unit, clips in enumerate(plan.units):
+            if unit >= units_in_flight:
+                first = (unit - units_in_flight) * len(ROLES)
+                _finish(steps[first : first + len(ROLES)], run)
+            _submit(unit, clips, run, steps)
+        _finish(steps, run)
+    except BaseException as stop:
+        run.errors.append(stop)
+        raise
 
 
-def _finish(futures: Sequence[PrefectFuture[Any]]) -> None:
-    for future in futures:
-        future.result()
+def _submit(unit: int, clips: Sequence[Clip], run: BuildRun, steps: list[PrefectFuture[Any]]) -> None:
+    of_unit: dict[Role, PrefectFuture[Any]] = {}
+    for role in ROLES:
+        # after a failure the next ones run too, and end in a state that says so; else they would wait for ever
+        before = [allow_failure(of_unit[other]) for other in run.chain.waits_for(role)]
+        of_unit[role] = agent_task.submit(role, unit, _whole(clips), _whole(run), wait_for=before, return_state=False)
+        steps.append(of_unit[role])
+
+
+def _finish(steps: Sequence[PrefectFuture[Any]], run: BuildRun) -> None:
+    for step in steps:
+        step.wait()
+        if run.errors:
+            raise run.errors[0]
+        step.result()
 
 
 def _whole(value: Any) -> Any:

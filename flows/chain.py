@@ -4,12 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from flows.profile_config import ROLES, Role
+from infra.given_masks import given_store
 from infra.lake import AgentStore, Lake
 from schemas.caption import CaptionSet
 from schemas.clip import Clip
 from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob
 from schemas.label import AgentLabel
 from schemas.mention import MentionSet
+from schemas.quarantine import QuarantineEntry
 from schemas.record import Record, content_id
 from schemas.sample import SampleSet
 from schemas.track import TrackSet
@@ -62,9 +64,11 @@ class Chain:
         self.labels = dict(labels)
         self.upstream = upstream_of(annotator_needs)
         self._keys: dict[str, dict[Role, str]] = {}
+        self._given = given_store(lake)
         self._stores: dict[Role, AgentStore[Any]] = {
             role: lake.agent_store(labels[role], OUTPUT[role]) for role in ROLES
         }
+        self._failures = {role: lake.failure_store(labels[role]) for role in ROLES}
 
     def keys(self, clip: Clip) -> dict[Role, str]:
         """The clip's key at every agent."""
@@ -84,10 +88,20 @@ class Chain:
         """Where one agent's outputs rest."""
         return self._stores[role]
 
+    def failure_store(self, role: Role) -> AgentStore[QuarantineEntry]:
+        """Where it rests what one agent could not finish."""
+        return self._failures[role]
+
     def stale(self, role: Role, clips: Iterable[Clip]) -> list[Clip]:
-        """The clips that this agent has no output for."""
-        held = self._stores[role].keys()
-        return [clip for clip in clips if self.keys(clip)[role] not in held]
+        """The clips that this agent has neither an output for nor failed on."""
+        settled = self._stores[role].keys() | self._failures[role].keys()
+        return [clip for clip in clips if self.keys(clip)[role] not in settled]
+
+    def failures(self, role: Role, clips: Iterable[Clip]) -> list[QuarantineEntry]:
+        """What this agent could not finish of the clips; an output that came about in spite of it counts."""
+        keys = {self.keys(clip)[role] for clip in clips} - self._stores[role].keys()
+        found = self._failures[role].read(keys & self._failures[role].keys())
+        return sorted(found.values(), key=lambda entry: entry.clip_id)
 
     def outputs(self, role: Role, clips: Sequence[Clip]) -> dict[str, Any]:
         """The outputs of one agent by clip id; clips without one are left out."""
@@ -102,10 +116,13 @@ class Chain:
         upstream = {other: self.outputs(other, clips) for other in self.upstream[role]}
         ready = [clip for clip in clips if all(clip.clip_id in found for found in upstream.values())]
         fields = {"clip", *(FIELD[other] for other in upstream)}
-        (job_type,) = (job for job in _JOBS if job.model_fields.keys() == fields)
+        (job_type,) = (job for job in _JOBS if job.model_fields.keys() - {"given"} == fields)
+        given = self._given.read({clip.given_sha256 for clip in ready} - {""}) if role == "segmenter" else {}
         return [
             job_type.model_validate(
-                {"clip": clip} | {FIELD[other]: found[clip.clip_id] for other, found in upstream.items()}
+                {"clip": clip}
+                | {FIELD[other]: found[clip.clip_id] for other, found in upstream.items()}
+                | ({"given": given[clip.given_sha256]} if clip.given_sha256 in given else {})
             )
             for clip in ready
         ]

@@ -1,37 +1,33 @@
 """The command line: `videorefer`. Every command says what it does, what it wrote and where to look."""
 
-import json
-import os
-import signal
-import sys
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from flows.cli_common import (
+    FAILED,
+    JsonOption,
+    LakeOption,
+    ProfileOption,
+    one_line_errors,
+    print_json,
+    say,
+)
+from flows.cli_quarantine import quarantine_app
 from flows.demo_source import MANIFEST, write_demo_source
 from flows.doctor import examine, fetch_weights
-from flows.preflight import preflight
-from flows.profile_config import ProfileError, load_profile, shipped_profiles
-from flows.progress import TerminalProgress
+from flows.dry_run import dry_run, print_dry_run
+from flows.profile_config import load_profile
 from flows.result import BuildResult
-from flows.server import point_prefect_at_server, running_server, start_server, stop_server
+from flows.run_build import end_lost_builds, run_build
+from flows.server import running_server, start_server, stop_server
 from infra.builds import latest_build, list_builds
 from infra.lake import Lake
-from infra.settings import Settings
-from infra.sources import SourceError
 from infra.synthetic import write_clips
-
-FAILED = 1
-BAD_USAGE = 2
-INTERRUPTED = 130
 
 DEMO_SYNTHETIC_CLIPS = 10
 DEMO_SEED = 7
@@ -47,13 +43,8 @@ app = typer.Typer(
     ),
 )
 
-err = Console(stderr=True)
+app.add_typer(quarantine_app, name="quarantine")
 
-LakeOption = Annotated[str, typer.Option("--lake", help="The folder (or s3:// prefix) that holds outputs and builds.")]
-ProfileOption = Annotated[
-    str, typer.Option("--profile", help=f"One of {', '.join(shipped_profiles())}, or a TOML file.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 PortOption = Annotated[int, typer.Option("--port", help="Where the Prefect server listens, on loopback.")]
 
 
@@ -63,13 +54,13 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """The whole graph on sample clips: eight real, ten synthetic, embedded profile, on a CPU."""
-    with _one_line_errors():
-        fetch_weights("embedded", say=_say(as_json))
+    with one_line_errors():
+        fetch_weights("embedded", say=say(as_json))
         manifest = out / "source" / MANIFEST
         if not manifest.exists():
             synthetic = write_clips(out / "source" / "synthetic", DEMO_SYNTHETIC_CLIPS, DEMO_SEED)
             write_demo_source(out / "source", synthetic)
-        _run_build(manifest, None, str(out / "lake"), "embedded", None, None, as_json)
+        run_build(manifest, None, str(out / "lake"), "embedded", None, None, as_json)
 
 
 @app.command()
@@ -78,8 +69,9 @@ def build(
         Path,
         typer.Option(
             "--source",
-            help="A folder of videos with sidecar captions (`a.mp4` with `a.txt` or `a.json`), or a CSV, JSONL or "
-            "Parquet manifest with `video, caption` and optional `id, start_s, end_s, license`.",
+            help="A folder of videos, GIFs or folders of images with captions beside them (`a.mp4` with `a.txt` or "
+            "`a.json`), or a CSV, JSONL or Parquet manifest with `video, caption` and optional `id, start_s, end_s, "
+            "license, fps` (`fps` is for folders of images).",
         ),
     ],
     lake: LakeOption,
@@ -93,11 +85,24 @@ def build(
     ray: Annotated[
         str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
     ] = None,
+    only_say: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, why, and about how long it takes; do nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a dataset. The same command again finishes what was interrupted, and does nothing that is done."""
-    with _one_line_errors():
-        _run_build(source, root, lake, profile, limit, ray, as_json)
+    """Build a dataset. The same command again finishes what was interrupted, and does nothing that is done.
+
+    A clip that an agent could not finish is quarantined and left alone until `videorefer quarantine retry`.
+    """
+    with one_line_errors():
+        if only_say:
+            found = dry_run(str(source), str(root) if root else None, Lake(lake), load_profile(profile), limit)
+            if as_json:
+                print_json(found.model_dump(mode="json") | {"headline": found.headline()})
+            else:
+                print_dry_run(found, Console())
+            return
+        run_build(source, root, lake, profile, limit, ray, as_json)
 
 
 @app.command()
@@ -106,12 +111,13 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """What runs here (the Prefect server), and which builds a lake holds."""
-    with _one_line_errors():
-        server = running_server()
+    with one_line_errors():
+        if server := running_server():
+            end_lost_builds(server)
         builds = () if lake is None else list_builds(Lake(lake))
         latest = None if lake is None else latest_build(Lake(lake))
         if as_json:
-            _print_json(
+            print_json(
                 {
                     "server": None if server is None else server.url,
                     "latest": latest,
@@ -126,7 +132,7 @@ def status(
         table = Table("build", "created", "profile", "samples", "quarantined", "", box=None, header_style="dim")
         for manifest in builds:
             mark = "latest" if manifest.build_id == latest else ""
-            result = BuildResult.of(manifest, "", is_new=False, num_failed=0)
+            result = BuildResult.of(manifest, Lake(lake), is_new=False)
             table.add_row(
                 manifest.build_id,
                 manifest.created_at,
@@ -152,14 +158,38 @@ def show(
     """Look at samples and at what was quarantined, and why."""
     from flows.show import find_rows, print_rows
 
-    with _one_line_errors():
+    with one_line_errors():
         rows = find_rows(Lake(lake), build_id, what, num)
         if as_json:
-            _print_json(rows.model_dump(mode="json"))
+            print_json(rows.model_dump(mode="json"))
             return
         print_rows(rows, Console())
         if browser:
             webbrowser.open(rows.report_uri)
+
+
+@app.command()
+def diff(
+    lake: LakeOption,
+    old: Annotated[str | None, typer.Argument(help="A build; the one made before the other if not given.")] = None,
+    new: Annotated[str | None, typer.Argument(help="Another build; the latest if not given.")] = None,
+    num: Annotated[int, typer.Option("-n", min=0, help="At most so many examples, with the old and new text.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two builds: samples added, changed and dropped, and which change of source or agents did it.
+
+    A sample is followed by its place (row, kind, nouns) and text, as ids change with what they are made of. Texts are
+    compared, masks are not.
+    """
+    from flows.diff import compare, print_diff, two_builds
+
+    with one_line_errors():
+        place = Lake(lake)
+        found = compare(place, *two_builds(place, old, new), num)
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+        else:
+            print_diff(found, Console())
 
 
 @app.command()
@@ -171,12 +201,12 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """What is missing for a profile, what it costs, and what to do."""
-    with _one_line_errors():
+    with one_line_errors():
         if fetch:
-            fetch_weights(profile, say=_say(as_json))
+            fetch_weights(profile, say=say(as_json))
         findings = examine(load_profile(profile))
         if as_json:
-            _print_json({"ok": all(finding.ok for finding in findings), "findings": [f.model_dump() for f in findings]})
+            print_json({"ok": all(finding.ok for finding in findings), "findings": [f.model_dump() for f in findings]})
         else:
             console = Console()
             for finding in findings:
@@ -193,78 +223,20 @@ def doctor(
 @app.command()
 def up(port: PortOption = 4200) -> None:
     """Start the Prefect server with its page, on loopback; builds then report to it."""
-    with _one_line_errors():
+    with one_line_errors():
         server, new = start_server(port)
+        end_lost_builds(server)
         typer.echo(f"Prefect {'is up' if new else 'was up already'}: {server.url}/runs")
 
 
 @app.command()
 def down() -> None:
     """Stop what `up` started."""
-    with _one_line_errors():
+    with one_line_errors():
         server = stop_server()
         typer.echo(f"stopped {server.url}" if server else "nothing was running")
 
 
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, _interrupt)
     app()
-
-
-def _run_build(
-    source: Path, root: Path | None, lake: str, profile: str, limit: int | None, ray: str | None, as_json: bool
-) -> None:
-    preflight(str(source), str(root) if root else None, lake, profile)
-    point_prefect_at_server()
-    from flows.build import build as build_flow
-    from flows.build import watched_by
-
-    console = Console(stderr=True, quiet=as_json)
-    if api_url := os.environ.get("PREFECT_API_URL"):
-        console.print(f"watch it: {api_url.removesuffix('/api')}/runs", highlight=False)
-    with TerminalProgress(console) as terminal, watched_by(terminal):
-        result = build_flow(str(source), lake, str(root) if root else None, profile, limit, ray)
-    if as_json:
-        _print_json(result.model_dump(mode="json"))
-    else:
-        Console().print(result.summary(), highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ProfileError, SourceError) as error:
-        _fail(str(error), BAD_USAGE)
-    except ValidationError as error:
-        first = error.errors()[0]
-        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
-        _fail(said, BAD_USAGE if error.title == Settings.__name__ else FAILED)
-    except (OSError, ValueError, RuntimeError) as error:  # of the lake, weights, server, Ray, pools, and disks
-        _fail(str(error), FAILED)
-    except Exception as error:
-        # imported only with Prefect, so told by their name
-        if type(error).__module__.split(".")[0] not in ("httpx", "prefect"):
-            raise
-        _fail(f"the Prefect server does not answer ({error}); the same command goes on from here", FAILED)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here", INTERRUPTED)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    signal.alarm(0)  # Ray's own handler arms an alarm that would abort the process while it still tidies up
-    raise KeyboardInterrupt
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    err.print(f"[red]error:[/] {escape(message)}", highlight=False, emoji=False, soft_wrap=True)
-    raise SystemExit(code)
-
-
-def _say(as_json: bool) -> Any:
-    return (lambda _line: None) if as_json else (lambda line: err.print(line, highlight=False))
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + os.linesep)

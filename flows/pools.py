@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from flows.profile_config import ROLES, Profile, Role
 from flows.wiring import Site, agent_factory
+from infra.pool import PoolError
 from infra.ray_cluster import start_ray
 from infra.ray_pool import RayPool
 
@@ -20,6 +21,7 @@ class Pools:
         self._lock = threading.Lock()
         self._pools: dict[Role, RayPool[Any, Any]] = {}
         self._stack = ExitStack()
+        self._is_closed = False
 
     @property
     def started(self) -> bool:
@@ -29,6 +31,8 @@ class Pools:
     def get(self, role: Role) -> RayPool[Any, Any]:
         """The pool of one agent."""
         with self._lock:
+            if self._is_closed:
+                raise PoolError("the pools are closed")
             if not self._pools:
                 self._stack.enter_context(start_ray(self._ray_address, self._num_cpus()))
             if role not in self._pools:
@@ -55,4 +59,6 @@ class Pools:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._stack.close()
+        with self._lock:  # a Ray that starts in another thread at this moment is waited for, then ended
+            self._is_closed = True
+            self._stack.close()

@@ -127,8 +127,10 @@ def load_profile(name_or_file: str) -> Profile:
     elif Path(name_or_file).is_file():
         content = Path(name_or_file).read_bytes()
     else:
+        near = difflib.get_close_matches(Path(name_or_file).stem, shipped_profiles(), n=1, cutoff=0.0)[0]
         raise ProfileError(
-            f"no profile {name_or_file!r}: give one of {', '.join(shipped_profiles())}, or the path of a TOML file"
+            f"no profile {name_or_file!r}; the nearest is {near!r}: give one of {', '.join(shipped_profiles())}, "
+            "or the path of a TOML file"
         )
     try:
         return Profile.model_validate(tomllib.loads(content.decode()))

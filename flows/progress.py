@@ -16,12 +16,21 @@ LINE_EVERY_S = 10.0
 """How often a log without a screen gets a line."""
 
 
+def duration(seconds: float) -> str:
+    """A time to wait, as exact as one cares: `48 s`, `6 min`, `2 h 10 min`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 @dataclass(frozen=True)
 class AgentProgress:
     """Counts of one agent; `total` and `done` are clips, `kept` and `dropped` what the agent made of them in this run.
 
-    `cached` clips were found in the lake and are not opened to count what they hold; `failed` ones died or raised,
-    `skipped` ones did so in an agent before; all are among `done`. `elapsed_s` runs from the agent's first clip.
+    `cached` clips were found in the lake and are not opened to count what they hold; `failed` ones died or raised, in
+    this run or in one before; `skipped` ones did so in an agent before; all are among `done`. `elapsed_s` runs from the
+    agent's first clip.
     """
 
     total: int
@@ -45,10 +54,10 @@ class AgentProgress:
 
     def describe(self) -> str:
         """The counts in one line."""
-        if self.cached == self.total:
-            return f"all {self.total} clips are in the lake"
-        left = "" if self.left_s is None or self.done == self.total else f", ETA {self.left_s:.0f} s"
         failed = f", failed {self.failed}" if self.failed else ""
+        if self.cached == self.total:
+            return f"all {self.total} clips are in the lake{failed}"
+        left = "" if self.left_s is None or self.done == self.total else f", ETA {duration(self.left_s)}"
         skipped = f", skipped {self.skipped}" if self.skipped else ""
         return (
             f"done {self.done} of {self.total} clips (cached {self.cached}), kept {self.kept}, dropped {self.dropped}"
@@ -157,7 +166,7 @@ def _table(progress: dict[Role, AgentProgress]) -> Table:
     for title in ("agent", "", "clips", "cached", "kept", "dropped", "failed", "clips/s", "ETA"):
         table.add_column(title, justify="left" if title in ("agent", "") else "right")
     for role, agent in progress.items():
-        left = "" if agent.left_s is None else f"{agent.left_s:.0f} s"
+        left = "" if agent.left_s is None else duration(agent.left_s)
         table.add_row(
             role,
             ProgressBar(total=max(agent.total, 1), completed=agent.done, width=24),

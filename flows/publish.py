@@ -4,7 +4,9 @@ Clips are walked in the order of their ids, some at a time, so memory does not g
 shows is picked on the way.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +20,19 @@ from flows.profile_config import Profile, Role
 from flows.report import ReportInputs, pick_drops, pick_samples, render_report
 from flows.result import BuildResult
 from flows.wiring import Site
-from infra.builds import KINDS, BuildWriter, CountEntry, Manifest, committed_manifest, set_latest
+from infra.builds import (
+    KINDS,
+    AgentWork,
+    BuildCommand,
+    BuildWriter,
+    CountEntry,
+    Manifest,
+    committed_manifest,
+    latest_build,
+    set_latest,
+)
 from infra.decode_cache import DecodeCache
-from infra.lake import Lake
+from infra.lake import Lake, LakeError
 from schemas.caption import CaptionSet
 from schemas.clip import Clip
 from schemas.mention import MentionSet
@@ -85,27 +97,35 @@ class _Showcase:
 
 
 def publish_build(
-    plan: Plan, chain: Chain, failed: Sequence[QuarantineEntry], source: str, lake: Lake, profile: Profile, site: Site
+    plan: Plan,
+    chain: Chain,
+    failed: Sequence[QuarantineEntry],
+    command: BuildCommand,
+    lake: Lake,
+    profile: Profile,
+    site: Site,
+    work: Sequence[AgentWork] = (),
 ) -> BuildResult:
     """Write and commit the build of what the lake now holds for a plan.
 
     The build's id is derived from the keys of all outputs and what was quarantined outside them: where that build is
-    committed already, nothing is written but `latest.json`. Raises LostError where a clip or mention got lost.
+    committed already, nothing is written but `latest.json`. `work` is what the agents did in this run. Raises LostError
+    where a clip or mention got lost.
     """
     clips = sorted(plan.clips, key=lambda clip: clip.clip_id)
     failed = sorted(failed, key=lambda entry: entry.clip_id)
     outside = [*plan.rejected, *failed]
-    # a failure's evidence holds addresses and times; two tries that fail alike are one build
+    # evidence may differ where two tries failed alike; they are one build
     failures = [part for entry in failed for part in (entry.clip_id, entry.stage, entry.reason)]
     outputs = [chain.keys(clip)["refiner"] for clip in clips]
     build_id = content_id(SCHEMA_VERSION, *outputs, *plan.rejected, *failures)[:16]
     manifest = committed_manifest(lake, build_id)
     is_new = manifest is None
     if manifest is None:
-        manifest = _write(build_id, plan, clips, outside, chain, source, lake, profile, site)
+        manifest = _write(build_id, plan, clips, outside, chain, command, lake, profile, site, work)
     else:
         set_latest(lake, build_id)
-    return BuildResult.of(manifest, lake.path("builds", build_id), is_new=is_new, num_failed=len(failed))
+    return BuildResult.of(manifest, lake, is_new=is_new)
 
 
 def _write(
@@ -114,10 +134,11 @@ def _write(
     clips: Sequence[Clip],
     outside: Sequence[QuarantineEntry],
     chain: Chain,
-    source: str,
+    command: BuildCommand,
     lake: Lake,
     profile: Profile,
     site: Site,
+    work: Sequence[AgentWork],
 ) -> Manifest:
     writer = BuildWriter(lake, build_id)
     for kind in KINDS:
@@ -150,14 +171,28 @@ def _write(
         build_id=build_id,
         schema_version=SCHEMA_VERSION,
         created_at=created_at,
-        source=source,
+        source=command.source,
         videos_root=str(plan.videos_root),
         profile_name=profile.name,
         profile_json=profile.model_dump_json(),
         labels=labels,
         counts=tuple(_count_entries(show.counts)),
+        command=command,
+        work=(*work, *_earlier_work(lake, chain, {entry.agent for entry in work})),
     )
     return writer.commit(manifest)
+
+
+def _earlier_work(lake: Lake, chain: Chain, worked: AbstractSet[str]) -> Iterator[AgentWork]:
+    """What the latest build says of agents that had nothing to do now and have kept their engine."""
+    known = None
+    with contextlib.suppress(LakeError):  # of another version: an estimate is not worth a build
+        latest = latest_build(lake)
+        known = committed_manifest(lake, latest) if latest else None
+    engines = {label.agent: label.engine for label in chain.labels.values()}
+    for entry in known.work if known else ():
+        if entry.agent not in worked and engines.get(entry.agent) == entry.engine:
+            yield entry
 
 
 def _walk(clips: Sequence[Clip], chain: Chain) -> Iterator[list[ClipOutputs]]:

@@ -1,19 +1,22 @@
 """What a build ended with: the figures that the command line, the run's page and other programs read."""
 
-from pathlib import Path
-from typing import Self
+import shlex
+from typing import Self, get_args
 
 from infra.builds import KINDS, CountEntry, Manifest
+from infra.lake import Lake
+from infra.pool import FailureReason
 from schemas.record import Record
 
 
 class BuildResult(Record):
     """A committed build. `is_new` is False where the very same build was there already; `num_failed` counts clips
-    that an agent could not finish (they are in quarantine and tried again by the next run); `ray_started` tells whether
-    there was any work.
+    that an agent could not finish, for `failed_reasons` (they are in quarantine until `videorefer quarantine retry`
+    takes them out); `ray_started` tells whether there was any work.
     """
 
     build_id: str
+    lake: str
     folder: str
     report_uri: str
     is_new: bool
@@ -21,21 +24,27 @@ class BuildResult(Record):
     num_samples: int
     num_quarantined: int
     num_failed: int
+    failed_reasons: tuple[FailureReason, ...]
     counts: tuple[CountEntry, ...]
 
     @classmethod
-    def of(cls, manifest: Manifest, folder: str, *, is_new: bool, num_failed: int) -> Self:
+    def of(cls, manifest: Manifest, lake: Lake, *, is_new: bool) -> Self:
         """The result that a manifest stands for."""
-        report = f"{folder}/report.html"
+        drops = [(entry.name.split()[-1], entry.n) for entry in manifest.counts if entry.group == "quarantine"]
+        failures = {
+            reason: n for reason in get_args(FailureReason) if (n := sum(n for name, n in drops if name == reason))
+        }
         return cls(
             build_id=manifest.build_id,
-            folder=folder,
-            report_uri=Path(report).as_uri() if folder.startswith("/") else report,
+            lake=lake.address,
+            folder=lake.path("builds", manifest.build_id),
+            report_uri=lake.uri("builds", manifest.build_id, "report.html"),
             is_new=is_new,
             ray_started=False,
             num_samples=sum(entry.rows for kind in KINDS for entry in manifest.shards_of(kind)),
             num_quarantined=sum(entry.rows for entry in manifest.shards_of("quarantine")),
-            num_failed=num_failed,
+            num_failed=sum(failures.values()),
+            failed_reasons=tuple(failures),
             counts=manifest.counts,
         )
 
@@ -49,7 +58,9 @@ class BuildResult(Record):
             f"report:  {self.report_uri}",
         ]
         if self.num_failed:
-            lines.insert(1, f"  {self.num_failed} clips failed; the same command tries them again")
+            words = ["videorefer", "quarantine", "list", "--lake", self.lake]
+            words += [word for reason in self.failed_reasons for word in ("--reason", reason)]
+            lines.append(f"{self.num_failed} clips failed: {shlex.join(words)}; quarantine retry tries them again")
         return "\n".join(lines)
 
     def markdown(self) -> str:

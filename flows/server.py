@@ -1,5 +1,6 @@
 """The local Prefect server behind `videorefer up` and `down`, and where a build finds its server."""
 
+import atexit
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import httpx
 from filelock import FileLock
 from pydantic import ValidationError
 
+from infra.processes import began
 from infra.settings import settings
 from schemas.record import Record
 
@@ -74,7 +76,7 @@ def start_server(port: int) -> tuple[Server, bool]:
                 stderr=out,
                 start_new_session=True,
             )
-        server = Server(pid=process.pid, began=_began(process.pid) or "", url=url)
+        server = Server(pid=process.pid, began=began(process.pid) or "", url=url)
         try:
             _wait_until_up(process, server, log)
         except BaseException:  # an interrupt too: without its note nothing could stop the server later
@@ -103,18 +105,75 @@ def stop_server() -> Server | None:
     return server if stopped else None
 
 
-def point_prefect_at_server() -> None:
-    """Choose the server of this process, before Prefect is imported.
+def point_prefect_at_server() -> bool:
+    """Choose the server of this process, before a flow is imported; False where it is a temporary one.
 
-    What the user has set counts first; then the server that `up` started; else Prefect starts a temporary one.
+    What the user has set counts first; then the server that `up` started; else one is started that ends with this
+    process. Raises ServerError where that one does not come up.
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # a loaded laptop passes the default of 20 s
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     # the terminal shows progress and errors in a line; logs and tracebacks are on the run's page
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    if "PREFECT_API_URL" not in os.environ and (server := running_server()):
-        os.environ["PREFECT_API_URL"] = server.api_url
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    # a lost server is noticed by `flows.run_watch`; until a call gives up it holds the thread that made it
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
+    if "PREFECT_API_URL" in os.environ:
+        return True
+    server = running_server()
+    if lasting := server.api_url if server else _chosen_in_profile():
+        os.environ["PREFECT_API_URL"] = lasting
+        return True
+    os.environ["PREFECT_API_URL"] = _start_temporary()
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()  # looking for a choice has read the settings
+    return False
+
+
+def _chosen_in_profile() -> str | None:
+    """The server that `prefect config set` or a file of settings names."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url
+
+
+def _start_temporary() -> str:
+    """Start a server that ends with this process, however this one ends, and return the address of its API.
+
+    Its database is that of every server of this user, so what it was told outlives it.
+    """
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        url = f"http://{HOST}:{probe.getsockname()[1]}"
+    log = _state_file().with_name("prefect-temporary-server.log")
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.temporary_server", url.rpartition(":")[2]],
+            env=os.environ | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"},  # which is the log here
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,  # a Ctrl-C at the terminal is not for it
+        )
+    assert process.stdin is not None
+    server = Server(pid=process.pid, began=began(process.pid) or "", url=url)
+    try:
+        _wait_until_up(process, server, log)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    atexit.register(_end_temporary, process)  # runs after Prefect has told its last, which it does before `atexit`
+    return server.api_url
+
+
+def _end_temporary(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _state_file() -> Path:
@@ -157,18 +216,4 @@ def _runs(server: Server) -> bool:
     """Whether the noted process runs: its number may be another's by now, its number and beginning are not."""
     with suppress(ChildProcessError):  # started by this very process: it would stay a zombie until waited for
         os.waitpid(server.pid, os.WNOHANG)
-    return _began(server.pid) == server.began
-
-
-def _began(pid: int) -> str | None:
-    """When a process began, in words of the system that only serve to compare; None where there is no such process."""
-    if Path("/proc/self/stat").exists():
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        # the name, in brackets, may hold spaces; the beginning, in clock ticks from boot, is field 22 (proc(5))
-        return stat.rpartition(")")[2].split()[19]
-    command = ["ps", "-o", "lstart=", "-p", str(pid)]
-    said = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}, check=False)
-    return said.stdout.strip() or None
+    return began(server.pid) == server.began

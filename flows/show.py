@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.result import BuildResult
-from infra.builds import KINDS, latest_build, read_manifest, read_quarantine, read_samples
+from infra.builds import KINDS, chosen_manifest, read_quarantine, read_samples
 from infra.lake import Lake, LakeError
 from schemas.quarantine import QuarantineEntry
 from schemas.record import Record
@@ -28,10 +28,8 @@ def find_rows(lake: Lake, build_id: str | None, what: str, limit: int) -> Rows:
     of sample, or a reason; everything if empty. At most `limit` of each. Raises LakeError where the lake has no build
     or the build nothing by that name.
     """
-    chosen = build_id or latest_build(lake)
-    if chosen is None:
-        raise LakeError(f"the lake {lake.root} holds no build yet")
-    manifest = read_manifest(lake, chosen)
+    manifest = chosen_manifest(lake, build_id)
+    chosen = manifest.build_id
     samples = chain.from_iterable(read_samples(lake, chosen, kind) for kind in KINDS)
     found = tuple(islice((sample for sample in samples if not what or what in _names_of(sample)), limit))
     entries = read_quarantine(lake, chosen)
@@ -40,7 +38,7 @@ def find_rows(lake: Lake, build_id: str | None, what: str, limit: int) -> Rows:
         raise LakeError(
             f"build {chosen} has nothing by the name {what!r}: give an id, a kind or a reason from its report"
         )
-    report = BuildResult.of(manifest, lake.path("builds", chosen), is_new=False, num_failed=0).report_uri
+    report = BuildResult.of(manifest, lake, is_new=False).report_uri
     return Rows(build_id=chosen, report_uri=report, samples=found, quarantine=dropped)
 
 

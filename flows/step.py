@@ -1,14 +1,17 @@
 """One (unit, agent): what is not in the lake goes through the agent's pool and is committed batch by batch."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flows.chain import Chain
 from flows.pools import Pools
-from flows.profile_config import Role
+from flows.profile_config import ROLES, Role
 from flows.progress import BuildProgress
+from infra.builds import AgentWork
+from infra.evidence import steady
 from infra.pool import BatchDone, JobFailure
 from infra.workbench import clip_id_of
 from schemas.caption import CaptionSet
@@ -26,19 +29,46 @@ Log = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class BuildRun:
-    """What the steps of one build share. `failed` fills up: clips that an agent could not finish, by clip id."""
+    """What the steps of one build share. `failed` fills up: clips that an agent could not finish, in this run or in one
+    before, by clip id; `work` too: what each agent did in this run.
+    """
 
     chain: Chain
     pools: Pools
     progress: BuildProgress
     failed: dict[str, QuarantineEntry] = field(default_factory=dict)
+    work: dict[Role, AgentWork] = field(default_factory=dict)
+    errors: list[BaseException] = field(default_factory=list)
+    """What stopped the build, the first one first: with any, no further step begins."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fail(self, entry: QuarantineEntry) -> None:
+        """Note a failure; of two on one clip the one of the earlier agent stands, whichever ended first."""
+        with self._lock:
+            held = self.failed.get(entry.clip_id)
+            if held is None or _place(entry) < _place(held):
+                self.failed[entry.clip_id] = entry
+
+    def add_work(self, role: Role, clips: int, busy_s: float) -> None:
+        """Add to what an agent did."""
+        with self._lock:
+            old = self.work.get(role)
+            self.work[role] = AgentWork(
+                agent=role,
+                engine=self.chain.labels[role].engine,
+                clips=clips + (old.clips if old else 0),
+                busy_s=busy_s + (old.busy_s if old else 0.0),
+            )
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did: `cached` clips were in the lake, `done` ones were worked on, `skipped` ones failed before."""
+    """What one step did: `cached` clips were settled by a run before, `failed_before` of them as failures; `done` ones
+    were worked on, `failed` ones too, without success; `skipped` ones failed in an agent that this one reads.
+    """
 
     cached: int
+    failed_before: int
     done: int
     failed: int
     skipped: int
@@ -46,8 +76,9 @@ class StepResult:
 
     def describe(self) -> str:
         """One line for the log and the state."""
+        before = f" ({self.failed_before} as failures)" if self.failed_before else ""
         return (
-            f"{self.cached} clips in the lake, {self.done} done, {self.failed} failed, {self.skipped} skipped, "
+            f"{self.cached} clips in the lake{before}, {self.done} done, {self.failed} failed, {self.skipped} skipped, "
             f"{self.busy_s:.1f} s of work"
         )
 
@@ -55,16 +86,23 @@ class StepResult:
 def run_step(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun, log: Log) -> StepResult:
     """Bring one unit through one agent.
 
-    Outputs are committed as their micro-batch ends, so whatever stops this step leaves only uncommitted clips to do.
-    A clip that fails is left out of what follows; the others go on.
+    Outputs and failures are committed as their micro-batch ends, so whatever stops this step leaves only uncommitted
+    clips to do, and a clip that failed is not tried again before it is taken out of quarantine. It is left out of what
+    follows; the others go on.
     """
-    alive = [clip for clip in clips if clip.clip_id not in run.failed]
+    upstream = run.chain.upstream[role]
+    lost = {clip_id for clip_id, entry in list(run.failed.items()) if entry.stage in upstream}
+    alive = [clip for clip in clips if clip.clip_id not in lost]
+    run.chain.store(role).refresh()  # another build on this lake may have done some meanwhile
     stale = run.chain.stale(role, alive)
+    before = run.chain.failures(role, alive)
+    for entry in before:
+        run.fail(entry)
     cached, skipped = len(alive) - len(stale), len(clips) - len(alive)
     if skipped:
         run.progress.add(role, done=skipped, skipped=skipped)
     if cached:
-        run.progress.add(role, done=cached, cached=cached)
+        run.progress.add(role, done=cached, cached=cached, failed=len(before))
     done = failed = 0
     busy_s = 0.0
     if stale:
@@ -76,30 +114,42 @@ def run_step(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun, log: L
             done += len(batch.outcomes) - failures
             failed += failures
             busy_s += batch.busy_s
-    return StepResult(cached=cached, done=done, failed=failed, skipped=skipped, busy_s=busy_s)
+    return StepResult(
+        cached=cached, failed_before=len(before), done=done, failed=failed, skipped=skipped, busy_s=busy_s
+    )
 
 
 def _commit(role: Role, batch: BatchDone[Any, Any], by_id: dict[str, Clip], run: BuildRun, log: Log) -> int:
     results = [(by_id[clip_id_of(outcome.job)], outcome.result) for outcome in batch.outcomes]
     outputs = [(clip, result) for clip, result in results if not isinstance(result, JobFailure)]
-    failures = [(clip, result) for clip, result in results if isinstance(result, JobFailure)]
+    failures = [(clip, _entry(role, clip, result)) for clip, result in results if isinstance(result, JobFailure)]
     run.chain.store(role).append([(run.chain.keys(clip)[role], output) for clip, output in outputs])
+    run.chain.failure_store(role).append([(run.chain.keys(clip)[role], entry) for clip, entry in failures])
+    run.add_work(role, len(batch.outcomes), batch.busy_s)
     for line in batch.log_lines:
         log(line.level, f"{batch.worker} {line.logger}: {line.message}")
-    for clip, failure in failures:
-        run.failed[clip.clip_id] = QuarantineEntry(
-            subject_id=clip.clip_id,
-            source_id=clip.source_id,
-            clip_id=clip.clip_id,
-            stage=role,
-            reason=failure.reason,
-            evidence=f"{failure.attempts} tries: {failure.evidence}",
-            retryable=True,
-        )
-        log(logging.ERROR, f"clip {clip.clip_id} failed in {role} after {failure.attempts} tries: {failure.evidence}")
+    for clip, entry in failures:
+        run.fail(entry)
+        log(logging.ERROR, f"clip {clip.clip_id} failed in {role} after {entry.evidence}")
     kept, dropped = _counts(output for _, output in outputs)
     run.progress.add(role, done=len(batch.outcomes), failed=len(failures), kept=kept, dropped=dropped)
     return len(failures)
+
+
+def _entry(role: Role, clip: Clip, failure: JobFailure) -> QuarantineEntry:
+    return QuarantineEntry(
+        subject_id=clip.clip_id,
+        source_id=clip.source_id,
+        clip_id=clip.clip_id,
+        stage=role,
+        reason=failure.reason,
+        evidence=f"{failure.attempts} tries: {steady(failure.evidence)}",
+        retryable=True,
+    )
+
+
+def _place(entry: QuarantineEntry) -> int:
+    return [str(role) for role in ROLES].index(entry.stage)
 
 
 def _counts(outputs: Iterable[Any]) -> tuple[int, int]:

@@ -8,7 +8,8 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypeVar, get_args
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ Content = Literal["short_caption", "detailed_caption", "qa", "tracks", "quaranti
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CONTENTS: tuple[Content, ...] = get_args(Content)
 
+DEFAULT_PROFILE = "embedded"
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 256
 _MASK_COLUMNS = ("objects", "masks")
@@ -52,11 +54,41 @@ class CountEntry(Record):
     n: int
 
 
+class BuildCommand(Record):
+    """What a build was asked for, as it was given; the same again finishes or repeats it."""
+
+    source: str
+    root: str | None = None
+    profile: str
+    limit: int | None = None
+
+    def line(self, lake: str) -> str:
+        """The command line that asks for it, ready to be pasted into a shell."""
+        words = ["videorefer", "build", "--source", self.source, "--lake", lake]
+        words += [] if self.root is None else ["--root", self.root]
+        words += [] if self.profile == DEFAULT_PROFILE else ["--profile", self.profile]
+        words += [] if self.limit is None else ["--limit", str(self.limit)]
+        return shlex.join(words)
+
+
+class AgentWork(Record):
+    """How long an agent with some engine was busy with how many clips: seconds in which a worker of it worked, all
+    workers added up, without loading.
+    """
+
+    agent: str
+    engine: str
+    clips: int
+    busy_s: float
+
+
 class Manifest(Record):
     """What a build is and holds.
 
     `source` and `videos_root` are where clips came from (samples' `video` is relative to the latter), `profile_json`
-    the resolved profile, `labels` the agents that made it. `created_at` is ISO 8601 text and enters no hash.
+    the resolved profile, `labels` the agents that made it. `created_at` is ISO 8601 text and enters no hash. `command`
+    is what was asked for, and `work` what each agent was last seen doing: in this run, or where it had nothing to do,
+    in an earlier one. Both are empty in manifests of programs that did not keep them.
     """
 
     build_id: str
@@ -68,7 +100,14 @@ class Manifest(Record):
     profile_json: str
     labels: tuple[AgentLabel, ...]
     counts: tuple[CountEntry, ...]
+    command: BuildCommand | None = None
+    work: tuple[AgentWork, ...] = ()
     shards: tuple[ShardEntry, ...] = ()
+
+    @property
+    def asked(self) -> BuildCommand:
+        """What the build was asked for; where that was not kept, what gives the same clips and agents."""
+        return self.command or BuildCommand(source=self.source, root=self.videos_root, profile=self.profile_name)
 
     def shards_of(self, content: Content) -> tuple[ShardEntry, ...]:
         """The files of one kind of content, in order."""
@@ -102,7 +141,10 @@ class BuildWriter:
         self._write("quarantine", entries, QuarantineEntry)
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Make it a build: `manifest`, with the shards written here, becomes visible, then `latest.json` names it."""
+        """Make it a build: `manifest`, with the shards written here, becomes visible, then `latest.json` names it.
+
+        Where another build has committed the same meanwhile, its manifest stands and is returned.
+        """
         if missing := [content for content in CONTENTS if content not in self._entries]:
             raise ValueError(f"build {self._build_id} cannot be committed: {', '.join(missing)} not written")
         if manifest.build_id != self._build_id:
@@ -110,6 +152,8 @@ class BuildWriter:
         shards = tuple(entry for content in CONTENTS for entry in self._entries[content])
         manifest = manifest.model_copy(update={"shards": shards})
         self._remove_strays({entry.path for entry in shards})
+        if (other := committed_manifest(self._lake, self._build_id)) is not None:  # a build beside us was first
+            return other
         self._lake.put(_manifest_name(self._build_id), manifest.model_dump_json(indent=2).encode())
         set_latest(self._lake, self._build_id)
         return manifest
@@ -166,6 +210,14 @@ def read_manifest(lake: Lake, build_id: str) -> Manifest:
     return manifest
 
 
+def chosen_manifest(lake: Lake, build_id: str | None) -> Manifest:
+    """The manifest of a build, the latest if none is named; raises LakeError where there is no such build."""
+    chosen = build_id or latest_build(lake)
+    if chosen is None:
+        raise LakeError(f"the lake {lake.root} holds no build yet")
+    return read_manifest(lake, chosen)
+
+
 def committed_manifest(lake: Lake, build_id: str) -> Manifest | None:
     """The manifest of a build, None where that build is not committed."""
     text = lake.get(_manifest_name(build_id))
@@ -192,6 +244,27 @@ def read_tracks(lake: Lake, build_id: str) -> Iterator[Track]:
 def read_quarantine(lake: Lake, build_id: str) -> Iterator[QuarantineEntry]:
     """What a build dropped, in the order written."""
     return _read(lake, build_id, "quarantine", QuarantineEntry)
+
+
+def read_columns(
+    lake: Lake, build_id: str, content: Content, columns: Sequence[str] | None, clip_ids: frozenset[str] | None = None
+) -> Iterator[pa.Table]:
+    """Some columns of a build (None: all), in the order written, one row group in memory at a time.
+
+    Nested columns are named by their path in Parquet (`objects.list.element.noun`), and nothing else is read. With
+    `clip_ids`, only row groups in which one of them stands, whole.
+    """
+    for entry in read_manifest(lake, build_id).shards_of(content):
+        try:
+            with lake.fs.open(lake.path(entry.path), "rb") as file:
+                shard = pq.ParquetFile(file)
+                _check_version((shard.schema_arrow.metadata or {}).get(b"schema_version", b"").decode(), entry.path)
+                for group in range(shard.num_row_groups):
+                    held = shard.read_row_group(group, ["clip_id"])["clip_id"].to_pylist() if clip_ids else ()
+                    if clip_ids is None or not clip_ids.isdisjoint(held):
+                        yield shard.read_row_group(group, columns)
+        except (OSError, pa.ArrowException) as error:
+            raise LakeError(f"cannot read {lake.path(entry.path)}: {error}") from error
 
 
 def verify_build(lake: Lake, build_id: str) -> list[str]:
@@ -259,15 +332,8 @@ def _compression(schema: pa.Schema) -> dict[str, str]:
 
 
 def _read(lake: Lake, build_id: str, content: Content, record_type: type[R]) -> Iterator[R]:
-    for entry in read_manifest(lake, build_id).shards_of(content):
-        try:
-            with lake.fs.open(lake.path(entry.path), "rb") as file:
-                shard = pq.ParquetFile(file)
-                _check_version((shard.schema_arrow.metadata or {}).get(b"schema_version", b"").decode(), entry.path)
-                for group in range(shard.num_row_groups):
-                    yield from from_table(_known(shard.read_row_group(group), record_type), record_type)
-        except (OSError, pa.ArrowException) as error:
-            raise LakeError(f"cannot read {lake.path(entry.path)}: {error}") from error
+    for table in read_columns(lake, build_id, content, None):
+        yield from from_table(_known(table, record_type), record_type)
 
 
 def _known(table: pa.Table, record_type: type[Record]) -> pa.Table:

@@ -78,8 +78,11 @@ class DecodeCache:
         return frames
 
     def times_s(self, clip: Clip, frame_idx: Sequence[int]) -> tuple[float, ...]:
-        """When frames of the clip appear, in seconds from the file's first, as `infra.video.probe` gives them."""
-        frame_time_s = probe(self._videos_root / clip.video).frame_time_s
+        """When frames of the clip appear, in seconds from the file's first, as `infra.video.probe` gives them.
+
+        Those of a folder of pictures follow from the clip's rate.
+        """
+        frame_time_s = probe(self._videos_root / clip.video, folder_fps=clip.fps).frame_time_s
         return tuple(frame_time_s[index] for index in frame_idx)
 
     def _file(self, clip: Clip, side_px: int, span: _Span) -> Path:

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from schemas.arrow import arrow_schema, to_table
 from schemas.label import AgentLabel
+from schemas.quarantine import QuarantineEntry
 from schemas.record import Record
 
 OutT = TypeVar("OutT", bound=Record)
@@ -36,9 +37,12 @@ class LakeError(ValueError):
 
 
 class Lake:
-    """A folder or fsspec URL. Opening it touches nothing; folders appear with the first write."""
+    """A folder or fsspec URL, `address` as it was given. Opening it touches nothing; folders appear with the first
+    write.
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.address = os.fspath(root)
         try:
             fs, path = fsspec.core.url_to_fs(os.fspath(root))
         except (ImportError, ValueError) as error:
@@ -50,6 +54,11 @@ class Lake:
     def path(self, *parts: str) -> str:
         """The full path of something inside the lake."""
         return "/".join((self.root, *parts))
+
+    def uri(self, *parts: str) -> str:
+        """Where a browser or another program finds something inside the lake."""
+        path = self.path(*parts)
+        return Path(path).as_uri() if self._is_local else str(self.fs.unstrip_protocol(path))
 
     def check_writable(self) -> None:
         """Write, and take away, a small file; raises LakeError where that fails."""
@@ -101,17 +110,22 @@ class Lake:
         """The outputs of one agent under one label."""
         return AgentStore(self, label, record_type)
 
+    def failure_store(self, label: AgentLabel) -> "AgentStore[QuarantineEntry]":
+        """What one agent under one label could not finish, each under the key that its output would have."""
+        return AgentStore(self, label, QuarantineEntry, "failures")
+
 
 class AgentStore(Generic[OutT]):
-    """Outputs of one agent under one label, in `agents/<agent>/<config hash>/part-*.parquet`.
+    """Outputs of one agent under one label, in `agents/<agent>/<config hash>/part-*.parquet`; failures, which rest
+    under `failures` in the same way, are the only ones that are ever taken out again.
 
     Columns are `key` and the fields of the output record. Parts never change. The same
     key may stand in two parts (two runs at once): the first part in name order is read, and as outputs are pure either
     would be right. Safe to use from many threads.
     """
 
-    def __init__(self, lake: Lake, label: AgentLabel, record_type: type[OutT]) -> None:
-        self.folder = f"agents/{label.agent}/{label.config_hash}"
+    def __init__(self, lake: Lake, label: AgentLabel, record_type: type[OutT], under: str = "agents") -> None:
+        self.folder = f"{under}/{label.agent}/{label.config_hash}"
         self._lake = lake
         self._label = label
         self._record_type = record_type
@@ -161,16 +175,38 @@ class AgentStore(Generic[OutT]):
             return
         records = to_table([record for _, record in rows], self._record_type)
         keys = pa.array([key for key, _ in rows], pa.string())
-        sink = io.BytesIO()
-        pq.write_table(pa.table([keys, *records.columns], schema=self._schema), sink, compression="zstd")
-        data = sink.getvalue()
-        name = f"part-{hashlib.sha256(data).hexdigest()[:32]}.parquet"
         with self._lock:
             self._write_label()
-            self._lake.put(f"{self.folder}/{name}", data)
+            name = self._write_part(pa.table([keys, *records.columns], schema=self._schema))
             self._indexed.add(name)
             for key, _ in rows:
                 self._part_of[key] = min(name, self._part_of.get(key, name))
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Take the rows of some keys out: parts that hold one are written anew without it, then deleted.
+
+        Keys that are not in the store are no error. Stores of the same folder opened before do not notice.
+        """
+        gone = set(keys)
+        with self._lock:
+            parts = [name for name in self._lake.names(self.folder) if _is_part(name)]
+            found = self._scan(parts, ["key", _FILE], gone)[_FILE].to_pylist()
+            for part in sorted({path.rsplit("/", 1)[-1] for path in found}):
+                kept = self._scan([part], self._schema.names, None).filter(~ds.field("key").isin(sorted(gone)))
+                if kept.num_rows:
+                    self._write_part(kept)
+                self._lake.remove(f"{self.folder}/{part}")
+            self._indexed.clear()
+            self._part_of.clear()
+            self._is_loaded = False
+
+    def _write_part(self, table: pa.Table) -> str:
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue()
+        name = f"part-{hashlib.sha256(data).hexdigest()[:32]}.parquet"
+        self._lake.put(f"{self.folder}/{name}", data)
+        return name
 
     def _record_of(self, row: dict[str, object], part: str) -> OutT:
         try:
@@ -220,7 +256,7 @@ class AgentStore(Generic[OutT]):
         return f"cannot read {self._lake.path(self.folder)}: {error}"
 
 
-def _put_local(path: Path, data: bytes) -> None:
+def _put_local(path: Path, data: bytes, tries: int = 3) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}.tmp")
     try:
@@ -229,9 +265,11 @@ def _put_local(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, FileNotFoundError) and tries > 1:  # another build that tidied up took it for a stray
+            return _put_local(path, data, tries - 1)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -8,15 +8,19 @@ are tried again one by one.
 import contextlib
 import heapq
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, Self
 
-from infra.workbench import JobT, LogLine, OutT, PoolAgent, Workbench, WorkResult
+from infra.workbench import JobT, LogLine, OutT, PoolAgent, Workbench, WorkResult, clip_id_of
 from schemas.record import Record
 
 MAX_BATCH_SIZE = 32
+
+MAX_LOSSES = 3
+"""How often a job may lose its worker, from outside as far as one can tell, before it is suspected of doing that."""
 
 FailureReason = Literal["agent_error", "agent_timeout", "agent_died"]
 
@@ -26,7 +30,7 @@ class PoolError(RuntimeError):
 
 
 class JobFailure(Record):
-    """Why a job has no output; `attempts` is how often it was tried."""
+    """Why a job has no output; `attempts` is how often it was tried, of which losses of the worker are none."""
 
     reason: FailureReason
     evidence: str
@@ -76,6 +80,7 @@ class Batch(Generic[JobT, OutT]):
         self.jobs = tuple(jobs)
         self._max_attempts = max_attempts
         self._attempts = [0] * len(self.jobs)
+        self._losses = [0] * len(self.jobs)
         self._results: dict[int, OutT | JobFailure] = {}
         self._log_lines: list[LogLine] = []
         self._busy_s = 0.0
@@ -107,13 +112,29 @@ class Batch(Generic[JobT, OutT]):
 
     def fail(self, positions: Sequence[int], reason: FailureReason, evidence: str) -> list[tuple[int, ...]]:
         """Count an attempt that gave nothing; returns what must be tried again, each alone."""
+        return self._count(self._attempts, self._max_attempts, positions, reason, evidence)
+
+    def lose(self, positions: Sequence[int], evidence: str) -> list[tuple[int, ...]]:
+        """The worker was lost meanwhile, of a cause other than the agent's process: a node that goes, a kill.
+
+        That is no attempt, up to `MAX_LOSSES`; returns what must be tried again, each alone.
+        """
+        return self._count(self._losses, MAX_LOSSES, positions, "agent_died", evidence)
+
+    def _count(
+        self, counts: list[int], limit: int, positions: Sequence[int], reason: FailureReason, evidence: str
+    ) -> list[tuple[int, ...]]:
         again: list[tuple[int, ...]] = []
         for position in positions:
-            self._attempts[position] += 1
-            if self._attempts[position] < self._max_attempts:
+            counts[position] += 1
+            if counts[position] < limit:
                 again.append((position,))
                 continue
-            self._results[position] = JobFailure(reason=reason, evidence=evidence, attempts=self._attempts[position])
+            self._results[position] = JobFailure(reason=reason, evidence=evidence, attempts=counts[position])
+        if again:
+            clips = " ".join(clip_id_of(self.jobs[position]) for (position,) in again)
+            message = f"{reason}, clips {clips} are tried again one by one: {evidence.partition(chr(10))[0]}"
+            self._log_lines.append(LogLine(level=logging.WARNING, logger="pool", message=message))
         return again
 
     def done(self) -> BatchDone[JobT, OutT]:

@@ -8,22 +8,23 @@ that turns it off is refused.
 """
 
 import contextlib
+import ctypes
 import logging
 import os
-import shutil
+import signal
 import socket
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import ray
 
+from infra.ray_folder import RayFolder
+
 OBJECT_STORE_BYTES = 256 * 2**20  # records only: frames never pass through Ray
 _AUTH_MODE = "RAY_AUTH_MODE"
 _KNOCK_S = 5.0
-_LONGEST_FOLDER = 26  # a socket's whole path must stay under 104 characters, of which Ray and we take up to 77
 
 _log = logging.getLogger(__name__)
 
@@ -34,20 +35,26 @@ class RayStartError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class RayHandle:
-    """The Ray that this process uses; `temp_dir` holds the files of one that was started here.
+    """The Ray that this process uses; `folder` holds the files of one that was started here.
 
     `stop` leaves the cluster, and ends it where it was started here. As a context manager it stops on leaving.
     """
 
-    temp_dir: Path | None
+    folder: RayFolder | None
     is_owner: bool
+
+    @property
+    def temp_dir(self) -> Path | None:
+        """Where a Ray that was started here keeps its files."""
+        return self.folder.path if self.folder else None
 
     def stop(self) -> None:
         """Leave or end the cluster; does nothing where Ray was already in use before."""
         if self.is_owner:
-            ray.shutdown()
-        if self.temp_dir is not None:
-            shutil.rmtree(self.temp_dir, ignore_errors=True)
+            with _own_sigterm():
+                ray.shutdown()
+        if self.folder is not None:
+            self.folder.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -59,17 +66,35 @@ class RayHandle:
 def start_ray(address: str | None = None, num_cpus: int | None = None) -> RayHandle:
     """Join the cluster at `address`, or start one on this machine with `num_cpus` (None: all of them).
 
-    What is started here has no dashboard, a small object store, and files in a new temporary folder that goes with it.
+    What is started here has no dashboard, a small object store, and files in a new temporary folder that goes with it;
+    the folders of such Rays whose process was killed are taken away now.
     Where this process uses Ray already, that one is taken. Raises RayStartError.
     """
     if ray.is_initialized():
-        return RayHandle(temp_dir=None, is_owner=False)
+        return RayHandle(folder=None, is_owner=False)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray warns on every start of a change to come; set to 0 it makes that change: no GPU asked, none hidden
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray prints news of every dead worker on stdout, which belongs to the program; no option turns that off
     ray._private.worker.print_to_stdstream = _log_news
-    return _start_here(num_cpus) if address is None else _join(address)
+    with _own_sigterm():
+        return _start_here(num_cpus) if address is None else _join(address)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM: Ray puts before it one that prints a stack and aborts the process three
+    seconds later, when it still tidies up, and leaves none when it ends, so that the process would just die. Python's
+    `signal.signal` would mend that in the main thread only.
+    """
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.restype = put.restype = ctypes.c_void_p
+    get.argtypes, put.argtypes = [ctypes.c_int], [ctypes.c_int, ctypes.c_void_p]
+    handler = get(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        put(signal.SIGTERM, handler)
 
 
 def _join(address: str) -> RayHandle:
@@ -80,7 +105,7 @@ def _join(address: str) -> RayHandle:
         raise RayStartError(
             f"cannot join the Ray cluster at {address}: {_first_line(error)}; it must run, with this user's Ray token"
         ) from error
-    return RayHandle(temp_dir=None, is_owner=True)
+    return RayHandle(folder=None, is_owner=True)
 
 
 def _knock(address: str) -> None:
@@ -95,7 +120,7 @@ def _knock(address: str) -> None:
 
 def _start_here(num_cpus: int | None) -> RayHandle:
     _refuse_without_token()
-    temp_dir = _short_temp_dir()
+    folder = RayFolder.make()
     try:
         # "local" said outright: without it Ray joins whatever cluster it finds on the machine
         ray.init(
@@ -105,16 +130,16 @@ def _start_here(num_cpus: int | None) -> RayHandle:
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(temp_dir),
+            _temp_dir=str(folder.path),
         )
     except BaseException as error:
         with contextlib.suppress(Exception):
             ray.shutdown()
-        shutil.rmtree(temp_dir, ignore_errors=True)
+        folder.remove()
         if isinstance(error, Exception):
             raise RayStartError(f"Ray did not start: {_first_line(error)}") from error
         raise
-    return RayHandle(temp_dir=temp_dir, is_owner=True)
+    return RayHandle(folder=folder, is_owner=True)
 
 
 def _refuse_without_token() -> None:
@@ -129,13 +154,6 @@ def _refuse_without_token() -> None:
 
 def _log_news(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - Ray passes it by name
     _log.debug("Ray: %s", " ".join(data["lines"]))
-
-
-def _short_temp_dir() -> Path:
-    folder = tempfile.gettempdir()
-    if len(folder) > _LONGEST_FOLDER:
-        folder = "/tmp"  # noqa: S108 - mkdtemp makes a folder of its own there
-    return Path(tempfile.mkdtemp(prefix="vr-", dir=folder))
 
 
 def _first_line(error: Exception) -> str:

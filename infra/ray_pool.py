@@ -1,18 +1,20 @@
-"""A pool of Ray actors: each loads its agent once and works through calls, lowest unit first.
+"""A pool of Ray actors: each has a child process that loads its agent once, and works through calls, lowest unit first.
 
 One thread per pool holds all of its state and takes events one after the other, so there is nothing to lock. Ray
-places, starts and kills processes; the order of work, the window, time-outs and the question of who killed a worker
-are decided here. Actors neither restart nor retry by themselves: with `max_restarts=0` a death is told within
-milliseconds and with its cause, and the pool starts a new actor.
+places, starts and kills actors; the order of work, the window and what a loss costs are decided here. What an agent
+does to its process stays in that process (`infra.ray_worker`): the actor says which call it was and how it ended, and
+works on with a new one. An actor itself is lost with its node or by a kill from outside. It neither restarts nor
+retries by itself: with `max_restarts=0` that is told within milliseconds, and the pool starts a new actor. Calls are
+served in order, so that of those in flight the oldest was at work.
 """
 
 import contextlib
 import heapq
 import itertools
+import pickle
 import queue
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -20,18 +22,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Self
 
+import cloudpickle
 import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
+from ray.exceptions import RayError
 
-from infra.pool import Batch, BatchDone, FailureReason, PoolError, batches_of, check_sizes
-from infra.ray_worker import RayWorker, WorkerPlace, death_text, stderr_tail
-from infra.workbench import JobT, OutT, PoolAgent, WorkResult, tail
+from infra.pool import Batch, BatchDone, PoolError, batches_of, check_sizes
+from infra.ray_health import RayHealth
+from infra.ray_worker import RayWorker, Reply, death_text
+from infra.workbench import JobT, OutT, PoolAgent
 
-MAX_STRIKES = 3
-"""Losses in a row without a call to blame, for each worker of the pool, after which it gives up."""
+MAX_STRIKES = 4
+"""Losses in a row, for each worker of the pool, that no agent's process at work explains; then the pool gives up."""
 
-_CLOSE_S = 5.0
+_CLOSE_S = 3.0
+_LOOK_S = 2.0
 
 
 @dataclass(eq=False, slots=True)
@@ -56,9 +60,8 @@ class _Slot(Generic[JobT, OutT]):
     """A worker as the pool sees it; `since_s` is when it was started or took up the first of `calls`."""
 
     actor: Any
-    key: str
     since_s: float
-    place: WorkerPlace | None = None
+    is_ready: bool = False
     calls: "deque[_Call[JobT, OutT]]" = field(default_factory=deque)
 
 
@@ -66,8 +69,8 @@ class RayPool(Generic[JobT, OutT]):
     """Agents in Ray actors; see `infra.pool.Pool`. Ray must be running (`infra.ray_cluster.start_ray`).
 
     `factory` must be picklable, `functools.partial` of a module-level function say. A call may take `timeout_s`
-    (a batch, or one job tried again); then its worker is killed. `window` calls are in flight per worker, one at work
-    and the rest behind it. `num_cpus` and `num_gpus` are what Ray sets aside for each worker; Ray sets
+    (a batch, or one job tried again); then the agent's process is killed. `window` calls are in flight per worker, one
+    at work and the rest behind it. `num_cpus` and `num_gpus` are what Ray sets aside for each worker; Ray sets
     OMP_NUM_THREADS to the whole CPUs among them, at least 1. Workers start when there is work.
     """
 
@@ -87,7 +90,7 @@ class RayPool(Generic[JobT, OutT]):
         check_sizes(batch_size, max_attempts)
         if num_workers < 1 or window < 1:
             raise ValueError(f"a pool needs a worker and a call in flight, got {num_workers} and {window}")
-        self._factory = factory
+        self._factory = cloudpickle.dumps(factory)
         self._num_workers = num_workers
         self._batch_size = batch_size
         self._timeout_s = timeout_s
@@ -98,16 +101,22 @@ class RayPool(Generic[JobT, OutT]):
         self._actor_class = ray.remote(RayWorker).options(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0
         )
-        self._id = uuid.uuid4().hex[:12]
         self._numbers = itertools.count()
         self._slots: list[_Slot[JobT, OutT]] = []
         self._waiting: list[_Call[JobT, OutT]] = []
         self._runs: set[_Run[JobT, OutT]] = set()
         self._strikes = 0
+        self._losses = 0
+        self._health = RayHealth()
         self._error: PoolError | None = None
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="ray-pool", daemon=True)
         self._thread.start()
+
+    @property
+    def losses(self) -> int:
+        """How many processes were lost so far, agents' and actors', each replaced by another."""
+        return self._losses
 
     def run(self, priority: int, jobs: Sequence[JobT]) -> Iterator[BatchDone[JobT, OutT]]:
         """Serve the jobs; see `infra.pool.Pool.run`."""
@@ -123,7 +132,7 @@ class RayPool(Generic[JobT, OutT]):
     def close(self) -> None:
         """Close agents that are idle, kill workers that are not; callers that still wait get a PoolError."""
         self._events.put(partial(self._stop, PoolError("the pool is closed")))
-        self._thread.join(timeout=3 * _CLOSE_S)
+        self._thread.join(timeout=_CLOSE_S + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +165,8 @@ class RayPool(Generic[JobT, OutT]):
                     self._kill_overdue()  # only with no answer left unread
                 else:
                     event()
+                if self._runs and (trouble := self._health.trouble()):
+                    self._stop(PoolError(trouble))
         except BaseException as error:
             self._stop(PoolError(f"the pool failed: {error!r}"))
             raise
@@ -175,33 +186,33 @@ class RayPool(Generic[JobT, OutT]):
         heapq.heapify(self._waiting)
 
     def _start_workers(self) -> None:
-        starting = sum(slot.place is None for slot in self._slots)
+        starting = sum(not slot.is_ready for slot in self._slots)
         while len(self._slots) < self._num_workers and starting < len(self._waiting):
-            key = f"videorefer/{self._id}/{next(self._numbers)}"
-            slot = _Slot[JobT, OutT](self._actor_class.remote(self._factory, key), key, time.monotonic())
+            slot = _Slot[JobT, OutT](self._actor_class.remote(self._factory, self._timeout_s), time.monotonic())
             self._slots.append(slot)
-            self._watch(slot.actor.start.remote(), partial(self._started, slot))
+            self._start(slot)
             starting += 1
 
-    def _watch(self, ref: Any, then: Callable[[Future[Any]], None]) -> None:
+    def _start(self, slot: _Slot[JobT, OutT]) -> None:
+        self._watch(slot.actor.start.remote(), partial(self._started, slot))
+
+    def _watch(self, ref: Any, then: Callable[[Future[Reply]], None]) -> None:
         ref.future().add_done_callback(lambda future: self._events.put(partial(then, future)))
 
-    def _started(self, slot: _Slot[JobT, OutT], future: Future[WorkerPlace]) -> None:
-        if slot not in self._slots:
+    def _started(self, slot: _Slot[JobT, OutT], future: Future[Reply]) -> None:
+        reply = self._reply(slot, future)
+        if reply is None:
             return
-        try:
-            place = future.result()
-        except RayError as error:
-            self._lose(slot, "agent_died", death_text(error))
+        if not reply.trouble:
+            slot.is_ready = True
             return
-        if place.error:
-            self._stop(PoolError(f"the agent does not start: {place.error}"))
-            return
-        slot.place = place
+        self._strike(reply)
+        slot.since_s = time.monotonic()
+        self._start(slot)
 
     def _hand_out(self) -> None:
         while self._waiting:
-            free = [slot for slot in self._slots if slot.place and len(slot.calls) < self._window]
+            free = [slot for slot in self._slots if slot.is_ready and len(slot.calls) < self._window]
             if not free:
                 return
             slot = min(free, key=lambda slot: len(slot.calls))
@@ -209,24 +220,37 @@ class RayPool(Generic[JobT, OutT]):
             if not slot.calls:
                 slot.since_s = time.monotonic()
             slot.calls.append(call)
-            ref = slot.actor.work.remote(call.number, call.batch.jobs_at(call.positions))
-            self._watch(ref, partial(self._worked, slot, call))
+            jobs = pickle.dumps(call.batch.jobs_at(call.positions), pickle.HIGHEST_PROTOCOL)
+            self._watch(slot.actor.work.remote(jobs), partial(self._worked, slot, call))
 
-    def _worked(self, slot: _Slot[JobT, OutT], call: _Call[JobT, OutT], future: Future[WorkResult[OutT]]) -> None:
-        if slot not in self._slots:
-            return
-        try:
-            work = future.result()
-        except RayTaskError as error:  # outside the agent: a result that does not pickle, say
-            work = WorkResult[OutT](None, tail(str(error)), (), 0.0)
-        except RayError as error:
-            self._lose(slot, "agent_died", death_text(error))
+    def _worked(self, slot: _Slot[JobT, OutT], call: _Call[JobT, OutT], future: Future[Reply]) -> None:
+        reply = self._reply(slot, future)
+        if reply is None:
             return
         slot.calls.remove(call)
         slot.since_s = time.monotonic()
-        self._strikes = 0
-        name = slot.place.name if slot.place else ""
-        self._settled(call, call.batch.settle(call.positions, work, name))
+        match reply.trouble:
+            case "":
+                self._strikes = 0
+                work = pickle.loads(reply.result)  # noqa: S301 - pickled by our own child process
+                self._settled(call, call.batch.settle(call.positions, work, reply.worker))
+            case "agent_died" | "agent_timeout" as reason:
+                self._strikes = 0
+                self._losses += 1
+                self._settled(call, call.batch.fail(call.positions, reason, reply.evidence))
+            case "not_at_work" | "does_not_start":
+                self._queue(call.run, call.batch, call.positions)
+                self._strike(reply)
+
+    def _reply(self, slot: _Slot[JobT, OutT], future: Future[Reply]) -> Reply | None:
+        """What the actor answered; None if it died, which is seen to, or was given up before."""
+        if slot not in self._slots:
+            return None
+        try:
+            return future.result()
+        except RayError as error:
+            self._lose(slot, death_text(error))
+            return None
 
     def _settled(self, call: _Call[JobT, OutT], again: Sequence[tuple[int, ...]]) -> None:
         for positions in again:
@@ -234,40 +258,43 @@ class RayPool(Generic[JobT, OutT]):
         if call.batch.is_done and call.run in self._runs:
             call.run.results.put(call.batch.done())
 
-    def _lose(self, slot: _Slot[JobT, OutT], reason: FailureReason, evidence: str) -> None:
-        """Take a worker out, blame the call that was at work, and queue the calls behind it as they were."""
+    def _lose(self, slot: _Slot[JobT, OutT], evidence: str) -> None:
+        """Take a worker out; the call that was at work bears the loss, those behind it are queued as they were."""
         self._slots.remove(slot)
-        at_work = _internal_kv_get(slot.key)
         _end(slot)
-        evidence = f"{evidence}\n{stderr_tail(slot.place)}".rstrip()
-        has_culprit = False
-        for call in slot.calls:
-            if at_work is not None and call.number == int(at_work):
-                has_culprit = True
-                self._settled(call, call.batch.fail(call.positions, reason, evidence))
+        for number, call in enumerate(slot.calls):
+            if number == 0:
+                self._settled(call, call.batch.lose(call.positions, evidence))
             else:
                 self._queue(call.run, call.batch, call.positions)
-        self._strikes = 0 if has_culprit else self._strikes + 1
-        if self._strikes >= MAX_STRIKES * self._num_workers:
-            self._stop(
-                PoolError(f"{self._strikes} workers in a row were lost without a job at work; the last: {evidence}")
-            )
+        self._strike(Reply("", trouble="not_at_work", evidence=evidence))
 
-    def _until_next_deadline_s(self) -> float | None:
-        deadlines = [slot.since_s + self._limit_s(slot) for slot in self._slots if slot.calls or not slot.place]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+    def _strike(self, reply: Reply) -> None:
+        if reply.trouble == "does_not_start":
+            self._stop(PoolError(f"the agent does not start: {reply.evidence}"))
+            return
+        self._losses += 1
+        self._strikes += 1
+        if self._strikes >= MAX_STRIKES * self._num_workers:
+            self._stop(PoolError(f"{self._strikes} workers in a row were lost without a result; {reply.evidence}"))
+
+    def _until_next_deadline_s(self) -> float:
+        """How long to wait for an event at most; Ray is looked after meanwhile."""
+        deadlines = [slot.since_s + self._limit_s(slot) for slot in self._slots if slot.calls or not slot.is_ready]
+        return min(_LOOK_S, max(0.0, min(deadlines) - time.monotonic())) if deadlines else _LOOK_S
 
     def _limit_s(self, slot: _Slot[JobT, OutT]) -> float:
-        return self._timeout_s if slot.place else self._start_timeout_s
+        # a worker keeps the time of its calls itself; this is for one that cannot, and a new process may come first
+        return self._start_timeout_s + self._timeout_s * slot.is_ready
 
     def _kill_overdue(self) -> None:
         now = time.monotonic()
-        for slot in [slot for slot in self._slots if slot.calls or not slot.place]:
+        for slot in [slot for slot in self._slots if slot.calls or not slot.is_ready]:
             if now - slot.since_s < self._limit_s(slot):
                 continue
-            if slot.place:
-                self._lose(slot, "agent_timeout", f"no answer within {self._timeout_s:g} s; the worker was killed")
-            elif any(other.place for other in self._slots):
+            if slot.is_ready:
+                self._lose(slot, f"the worker does not answer, {self._limit_s(slot):g} s after it took up a call")
+            elif any(other.is_ready for other in self._slots):
                 slot.since_s = now  # the others work on; a place may yet be found for this one
             else:
                 has = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
@@ -286,14 +313,13 @@ class RayPool(Generic[JobT, OutT]):
             run.results.put(error)
         if ray.is_initialized():
             with contextlib.suppress(RayError):
-                idle = [slot.actor.close.remote() for slot in self._slots if slot.place and not slot.calls]
+                idle = [slot.actor.close.remote() for slot in self._slots if slot.is_ready and not slot.calls]
                 ray.wait(idle, num_returns=len(idle), timeout=_CLOSE_S) if idle else None
             for slot in self._slots:
                 _end(slot)
         self._slots.clear()
 
 
-def _end(slot: _Slot[JobT, OutT]) -> None:
+def _end(slot: _Slot[Any, Any]) -> None:
     with contextlib.suppress(RayError, ValueError):
         ray.kill(slot.actor)
-        _internal_kv_del(slot.key)

@@ -1,87 +1,78 @@
-"""The actor behind `infra.ray_pool`, and what can be learnt of one that died."""
+"""The actor behind `infra.ray_pool`: it keeps a child process in which the agent works, and imports none of that."""
 
-import logging
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Generic
+from typing import Literal
 
 import ray
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_put
 
-from infra.workbench import JobT, OutT, PoolAgent, Workbench, WorkResult, error_text, tail
+from infra.child import AgentSetupError, Child, ChildLostError, ChildTimeoutError
 
-_STDERR_TAIL_BYTES = 2000
+_CLOSE_S = 2.0
+_EVIDENCE_CHARS = 1500
+
+Trouble = Literal["", "agent_died", "agent_timeout", "not_at_work", "does_not_start"]
+"""What went wrong with a call: nothing; the agent's process died or was killed while at work on it; the process died
+before it took the call up; the agent raised while it was set up."""
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerPlace:
-    """Where a worker runs, or why its agent did not start."""
+class Reply:
+    """What an actor answers: a pickled result, or the trouble and its evidence."""
 
-    name: str
-    node_id: str
-    stderr_path: str
-    error: str
+    worker: str
+    result: bytes = b""
+    trouble: Trouble = ""
+    evidence: str = ""
 
 
-class RayWorker(Generic[JobT, OutT]):
-    """The actor. Before each call it leaves the call's number in Ray's key-value store, so that after a death the
-    pool knows which of the calls in flight was at work: replies of earlier calls may die with the process.
-    """
+class RayWorker:
+    """The actor. Deaths of the agent's process come back as values; the next call starts another process."""
 
-    def __init__(self, factory: Callable[[], PoolAgent[JobT, OutT]], key: str) -> None:
+    def __init__(self, factory: bytes, timeout_s: float) -> None:
         self._factory = factory
-        self._key = key
-        self._bench: Workbench[JobT, OutT] | None = None
+        self._timeout_s = timeout_s
+        self._child: Child | None = None
 
-    def start(self) -> WorkerPlace:
-        """Set the agent up; an exception of its own comes back as text, so that only deaths are deaths."""
-        logging.getLogger().setLevel(logging.INFO)
-        context = ray.get_runtime_context()
-        node_id = context.get_node_id()
-        error = ""
-        try:
-            self._bench = Workbench(self._factory, own_thread_only=False)
-        except Exception as raised:  # noqa: BLE001 - told to the pool, which stops with it
-            error = error_text(raised)
-        return WorkerPlace(f"{node_id[:8]}:{os.getpid()}", node_id, _stderr_path(), error)
+    def start(self) -> Reply:
+        """Start the process and set its agent up."""
+        return self._guarded(None)
 
-    def work(self, number: int, jobs: Sequence[JobT]) -> WorkResult[OutT]:
-        """Announce the call, then do it."""
-        assert self._bench is not None
-        _internal_kv_put(self._key, str(number), overwrite=True)
-        return self._bench.work(jobs)
+    def work(self, jobs: bytes) -> Reply:
+        """One call of the agent."""
+        return self._guarded(jobs)
 
     def close(self) -> None:
-        """Close the agent."""
-        if self._bench is not None:
-            self._bench.close()
+        """Let the agent close."""
+        if self._child is not None:
+            self._child.close(_CLOSE_S)
+
+    def _guarded(self, jobs: bytes | None) -> Reply:
+        trouble: Trouble
+        try:
+            if self._child is None:
+                self._child = Child(self._factory)
+            result = b"" if jobs is None else self._child.work(jobs, self._timeout_s)
+            return Reply(self._name(), result)
+        except AgentSetupError as error:
+            trouble, evidence = "does_not_start", str(error)
+        except ChildLostError as error:
+            trouble, evidence = "agent_died" if error.was_at_work else "not_at_work", str(error)
+        except ChildTimeoutError as error:
+            trouble, evidence = "agent_timeout", str(error)
+        name = self._name()
+        self._child = None
+        return Reply(name, trouble=trouble, evidence=evidence)
+
+    def _name(self) -> str:
+        node_id = ray.get_runtime_context().get_node_id()
+        return f"{node_id[:8]}:{self._child.pid if self._child else os.getpid()}"
 
 
 def death_text(error: RayError) -> str:
-    """What Ray says of a death, without its advice."""
+    """What Ray says of an actor's death, without its advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "exit" in line.lower() or "memory" in line.lower()]
     text = " ".join(told or lines[:1]).partition(" Some common causes include")[0]
-    return tail(f"{type(error).__name__}: {text}")
-
-
-def _stderr_path() -> str:
-    try:
-        return str(Path("/proc/self/fd/2").readlink())
-    except OSError:
-        return ""
-
-
-def stderr_tail(place: WorkerPlace | None) -> str:
-    """The end of what a worker of this node wrote to stderr: the dump of a crash, or what was printed before."""
-    if place is None or not place.stderr_path or place.node_id != ray.get_runtime_context().get_node_id():
-        return ""
-    try:
-        text = Path(place.stderr_path).read_bytes()[-_STDERR_TAIL_BYTES:].decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(":")]
-    return "\n".join(["stderr of the worker:", *lines]) if lines else ""
+    return f"{type(error).__name__}: {text}"[:_EVIDENCE_CHARS]

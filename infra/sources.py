@@ -1,14 +1,17 @@
 """From source rows to clips: one shot of one video with one caption, or the reason why there is none."""
 
 import bisect
+import functools
+import stat
 import unicodedata
 from pathlib import Path
 
 from pydantic import Field
 
+from infra.raw_rows import SourceError
 from infra.scenes import shots
-from infra.source_rows import SourceError, SourceListing, SourceRow, read_source, rejection
-from infra.video import VideoError, VideoInfo, probe, video_sha256
+from infra.source_rows import SourceListing, SourceRow, read_source, rejection
+from infra.video import FOLDER_FPS, VideoError, VideoInfo, probe, video_sha256
 from schemas.clip import Clip
 from schemas.quarantine import QuarantineEntry, Reason
 from schemas.record import Record, Share, short_id
@@ -32,7 +35,10 @@ class ClipConfig(Record):
     """Least share of Latin letters among a caption's letters: the agents read English."""
 
     max_frame_px: int = Field(default=4096 * 2304, gt=0)
-    """Most pixels a frame, which bounds what decoding one takes in memory."""
+    """Most pixels a frame, which bounds what decoding one takes in memory; more is refused before one is decoded."""
+
+    frame_folder_fps: float = Field(default=FOLDER_FPS, gt=0)
+    """Rate of a folder of images whose row states none."""
 
     max_overrun_s: float = Field(default=1.0, ge=0)
     """How far a stated end may lie beyond the video's; up to this it is taken as rounding."""
@@ -57,25 +63,33 @@ class RowError(Exception):
 def clips_of(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet:
     """One clip for each shot in the row's span, each with the row's caption.
 
-    A shot below `min_shot_s` becomes an entry `shot_too_short`; a row that gives no clip at all becomes one entry.
+    A shot below `min_shot_s` becomes an entry `shot_too_short`; a row that gives no clip at all becomes one entry. Of a
+    file that is cut off or damaged what decodes is used, and an entry `truncated` says so.
     """
     try:
         _check_caption(row, config)
         path = video_path(row, root)
-        info = probe(path)
-        _check_size(info, config)
+        info = probe(path, folder_fps=row.fps or config.frame_folder_fps, max_frame_px=config.max_frame_px)
         first, end = _span(row, info, config)
-        spans = shots(path, first, end)
         sha256 = video_sha256(path)
+        spans = _shots(path, sha256, first, end)
     except (RowError, VideoError) as error:
         entry = rejection(row.source_id, error.reason, str(error))
         return ClipSet(source_id=row.source_id, clips=(), rejected=(entry,))
     clips = [_clip(row, info, sha256, *span) for span in spans]
+    short = tuple(_too_short(clip, config) for clip in clips if _seconds(clip) < config.min_shot_s)
+    cut_off = (rejection(row.source_id, "truncated", _what_decodes(row, info)),) if info.is_truncated else ()
     return ClipSet(
         source_id=row.source_id,
         clips=tuple(clip for clip in clips if _seconds(clip) >= config.min_shot_s),
-        rejected=tuple(_too_short(clip, config) for clip in clips if _seconds(clip) < config.min_shot_s),
+        rejected=(*cut_off, *short),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _shots(path: Path, _sha256: str, first: int, end: int) -> tuple[tuple[int, int], ...]:
+    """The shots of one content; many rows may speak of one video, as the expressions of a data set do."""
+    return tuple(shots(path, first, end))
 
 
 def _check_caption(row: SourceRow, config: ClipConfig) -> None:
@@ -95,37 +109,44 @@ def _check_caption(row: SourceRow, config: ClipConfig) -> None:
 
 
 def video_path(row: SourceRow, root: Path) -> Path:
-    """The video's path, once it is known that neither `..` nor a link leads out of the root; raises RowError."""
+    """The path of the row's video, which exists and to which neither `..` nor a link leads out of the root.
+
+    Raises RowError (missing_file, outside_root, empty_file).
+    """
     try:
         resolved = (root / row.video).resolve()
-        outside = Path(row.video).is_absolute() or not resolved.is_relative_to(root.resolve())
-    except (OSError, ValueError, RuntimeError) as error:  # an embedded NUL, a loop of links
-        raise RowError("missing_file", f"{row.video!r} is no path ({error})") from error
-    if outside:
-        raise RowError("outside_root", f"{row.video} leads out of the videos root; give a path inside it")
+        if Path(row.video).is_absolute() or not resolved.is_relative_to(root.resolve()):
+            raise RowError("outside_root", f"{row.video} leads out of the videos root; give a path inside it")
+        status = resolved.stat()
+    except (OSError, ValueError, RuntimeError) as error:  # not there, an embedded NUL, a loop of links
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RowError("missing_file", f"{row.video} cannot be found in the videos root ({why})") from error
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+        raise RowError("empty_file", f"{row.video} holds no bytes")
     return resolved
 
 
-def _check_size(info: VideoInfo, config: ClipConfig) -> None:
-    if info.height_px * info.width_px > config.max_frame_px:
-        raise RowError(
-            "too_large",
-            f"frames of {info.width_px} x {info.height_px} pixels; at most {config.max_frame_px} pixels are allowed",
-        )
-
-
 def _span(row: SourceRow, info: VideoInfo, config: ClipConfig) -> tuple[int, int]:
-    """The displayed frames [first, end) that appear within the row's span."""
+    """The displayed frames [first, end) that appear within the row's span; of a cut-off file those that are left."""
     start_s = 0.0 if row.start_s is None else row.start_s
     end_s = info.duration_s if row.end_s is None else row.end_s
     first = bisect.bisect_left(info.frame_time_s, start_s - _STAMP_SLACK_S)
     end = bisect.bisect_left(info.frame_time_s, end_s - _STAMP_SLACK_S)
-    if start_s < 0 or end_s > info.duration_s + config.max_overrun_s or first >= end:
+    if info.is_truncated and 0 <= start_s < end_s and start_s >= info.duration_s:
+        raise RowError("truncated", f"{_what_decodes(row, info)}; the span begins at {start_s:g} s")
+    is_beyond = end_s > info.duration_s + config.max_overrun_s and not info.is_truncated
+    if start_s < 0 or is_beyond or first >= end:
         raise RowError(
             "bad_span",
             f"[{start_s:g}, {end_s:g}) s holds no frames or lies outside the video's [0, {info.duration_s:.3f}) s",
         )
     return first, end
+
+
+def _what_decodes(row: SourceRow, info: VideoInfo) -> str:
+    stated_s = info.stated_duration_s
+    whole = "" if stated_s is None else f" of the {stated_s:.3f} s that it states"
+    return f"{row.video} is cut off or damaged: {info.num_frames} frames, {info.duration_s:.3f} s{whole}, decode"
 
 
 def _clip(row: SourceRow, info: VideoInfo, sha256: str, first: int, end: int) -> Clip:

@@ -4,100 +4,43 @@ Pixels and mattes come from packaged photos and clips, so a detector trained on 
 moves where is drawn from a seeded generator. One seed gives the same bytes wherever the encoder is the same.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
+from infra.actors import Actor, Difficulty, Scene, draw_actor, room_enough, told_apart, with_place
 from infra.collage import BACKGROUNDS, Sprite, background, paste, sprite_of, write_video
 from infra.cutouts import Cutout, load_cutouts, tinted
-from infra.truth import ClipTruth, ObjectTruth, write_truth
+from infra.truth import ClipTruth, MentionTruth, ObjectTruth, write_truth
 from infra.video import Image
 from infra.weights import CATALOGUE
 from schemas.mask import Mask, encode
 from schemas.record import Record
 from schemas.track import ObjectMasks
-from schemas.words import Colour, Direction
+from schemas.words import Direction
 
-Difficulty = Literal["easy", "crowd"]
-_MARGIN_PX = 6
-_MIN_TRAVEL = 0.26
-_MAX_TRAVEL = 0.55
-"""Of the frame's width."""
-_MIN_GROWTH, _MAX_GROWTH = 1.6, 2.0
-"""Of the height, between start and end."""
-_MIN_SWELL = 0.11
-"""Of the frame's diagonal: the least change of the root of the box's area, so that it is plain to see."""
-_MAX_COVERED = 0.3
-"""In a crowd, the mean share of an object's box behind nearer ones."""
 _TRIES = 40
 _DRAWS = 20
-_SAID: dict[Direction, str] = {
-    "left": "moves to the left",
-    "right": "moves to the right",
-    "up": "moves up",
-    "down": "moves down",
-    "toward": "comes toward the camera",
-    "away": "moves away from the camera",
-    "none": "stays still",
+_NAMES_SIDE = 0.3
+"""Of the actors of a clip of one class, the share whose side is told where they keep to one."""
+_SAID: dict[Direction, tuple[str, str]] = {
+    "left": ("moves", "to the left"),
+    "right": ("moves", "to the right"),
+    "up": ("moves", "up"),
+    "down": ("moves", "down"),
+    "toward": ("comes", "toward the camera"),
+    "away": ("moves", "away from the camera"),
+    "none": ("stays", "still"),
 }
+_IRREGULAR: dict[str, str] = {"man": "men", "woman": "women"}
+"""Plurals that take no plain s."""
 
 
-class Scene(Record):
-    """What every clip of a set has in common.
-
-    `easy`: 1 to 3 large objects whose boxes never meet, each moving clearly or not at all. `crowd`: 2 to 5, at least
-    two of one class, which may hide each other, enter and leave.
-    """
-
-    difficulty: Difficulty = "easy"
-    width_px: int = Field(default=640, ge=640)
-    height_px: int = Field(default=360, ge=360)
-    fps: int = Field(default=12, ge=1)
-    duration_s: float = Field(default=3.0, gt=0)
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of one clip, at least two."""
-        return max(2, round(self.duration_s * self.fps))
-
-
-class Pose(NamedTuple):
-    """The centre and the height of a cut-out, in pixels of the frame."""
-
-    x_px: float
-    y_px: float
-    height_px: float
-
-
-class Actor(Record):
-    """One object of a clip: a cut-out, its tint, and where it goes; `eased` starts and stops gently."""
-
-    cutout: Cutout
-    colour: Colour | None
-    direction: Direction
-    start: Pose
-    end: Pose
-    eased: bool
-
-    def pose(self, progress: float) -> Pose:
-        """Where it is once `progress` (0 to 1) of the clip is over."""
-        share = progress * progress * (3 - 2 * progress) if self.eased else progress
-        return Pose(*(a + share * (b - a) for a, b in zip(self.start, self.end, strict=True)))
-
-    def box_xyxy_px(self, progress: float) -> tuple[float, float, float, float]:
-        """The box of its pose, which may reach out of the frame."""
-        x, y, height = self.pose(progress)
-        width = height * _aspect(self.cutout)
-        return (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-
-    @property
-    def phrase(self) -> str:
-        """Noun phrase without article."""
-        return f"{self.colour} {self.cutout.noun}" if self.colour else self.cutout.noun
+Pair = Literal["none", "same words", "counted"]
+"""Whether the first two actors are told of in the same words, or as "two"."""
 
 
 class Plan(Record):
@@ -105,6 +48,7 @@ class Plan(Record):
 
     background: int
     actors: tuple[Actor, ...] = Field(min_length=1)
+    pair: Pair = "none"
 
 
 def write_clips(folder: Path, num_clips: int, seed: int, difficulty: Difficulty = "easy") -> list[dict[str, object]]:
@@ -136,28 +80,45 @@ def write_clips(folder: Path, num_clips: int, seed: int, difficulty: Difficulty 
 
 
 def draw_plan(rng: np.random.Generator, scene: Scene) -> Plan:
-    """Draw a set of actors that has room and that a caption can tell apart; the largest found after several draws."""
+    """Draw a set of actors that has room; the largest found after several draws.
+
+    A caption can tell them apart, but for the first two of some `alike` clips.
+    """
     wanted = int(rng.integers(1, 4)) if scene.difficulty == "easy" else int(rng.integers(2, 6))
+    pair: Pair = "none"
+    if scene.difficulty == "alike":
+        pair = rng.choice(["none", "none", "same words", "counted"]).item()
     best: list[Actor] = []
     draws = 0
     while len(best) < wanted and (draws < _DRAWS or not best):
         draws += 1
         actors: list[Actor] = []
-        for cutout in _draw_cutouts(rng, scene, wanted):
-            actors = _with_one_more(rng, actors, cutout, scene)
+        for place, cutout in enumerate(_draw_cutouts(rng, scene, wanted)):
+            of_pair = pair != "none" and place < 2
+            like = actors[0] if of_pair and actors else None
+            actors = _with_one_more(rng, actors, cutout, scene, like, sides=scene.difficulty == "alike" and not of_pair)
+            if of_pair and len(actors) <= place:
+                break
         classes = {actor.cutout.detector_class for actor in actors}
         if len(actors) > len(best) and (scene.difficulty == "easy" or len(classes) < len(actors)):
             best = actors
-    return Plan(background=int(rng.integers(len(BACKGROUNDS))), actors=tuple(best))
+    return Plan(background=int(rng.integers(len(BACKGROUNDS))), actors=tuple(best), pair=pair)
 
 
-def caption_of(actors: Sequence[Actor]) -> str:
-    """One sentence that names every actor once, with its tint and where it goes."""
+def caption_of(actors: Sequence[Actor], pair: Pair = "none") -> str:
+    """One sentence that tells of every actor once: its tint, its side where that is named, and where it goes."""
     phrases = [actor.phrase for actor in actors]
-    clauses = [
-        f"{'another' if phrase in phrases[:place] else 'a'} {phrase} {_SAID[actor.direction]}"
-        for place, (phrase, actor) in enumerate(zip(phrases, actors, strict=True))
-    ]
+    clauses = []
+    for place, (phrase, actor) in enumerate(zip(phrases, actors, strict=True)):
+        verb, way = _SAID[actor.direction]
+        side = f" on the {actor.place} side" if actor.place else ""
+        if pair == "counted" and place < 2:
+            noun = actor.cutout.noun
+            many = f"{phrase.removesuffix(noun)}{_IRREGULAR.get(noun, noun + 's')}"
+            clauses += [f"two {many} {verb.removesuffix('s')} {way}"] if place == 0 else []
+        else:
+            article = "another" if phrase in phrases[:place] else "a"
+            clauses.append(f"{article} {phrase}{side} {verb} {way}")
     text = " while ".join(clauses) if len(clauses) <= 2 else f"{', '.join(clauses[:-1])}, and {clauses[-1]}"
     return f"{text[0].upper()}{text[1:]}."
 
@@ -182,82 +143,30 @@ def compose(plan: Plan, scene: Scene) -> tuple[list[Image], list[list[Mask]]]:
 def _draw_cutouts(rng: np.random.Generator, scene: Scene, wanted: int) -> list[Cutout]:
     everything = load_cutouts()
     drawn = [everything[int(i)] for i in rng.integers(len(everything), size=wanted)]
+    same_class = [cutout for cutout in everything if cutout.detector_class == drawn[0].detector_class]
     if scene.difficulty == "crowd":
-        alike = [cutout for cutout in everything if cutout.detector_class == drawn[0].detector_class]
-        drawn[1] = alike[int(rng.integers(len(alike)))]
+        drawn[1] = same_class[int(rng.integers(len(same_class)))]
+    elif scene.difficulty == "alike":
+        drawn = [same_class[int(i)] for i in rng.integers(len(same_class), size=wanted)]
     return drawn
 
 
-def _with_one_more(rng: np.random.Generator, actors: list[Actor], cutout: Cutout, scene: Scene) -> list[Actor]:
+def _with_one_more(
+    rng: np.random.Generator, actors: list[Actor], cutout: Cutout, scene: Scene, like: Actor | None, sides: bool
+) -> list[Actor]:
+    """The actors and another that has room: one that the caption tells apart, or one just like `like`.
+
+    With `sides`, the side of some is named.
+    """
     for _ in range(_TRIES):
-        actor = _draw_actor(rng, cutout, scene)
-        if actor is None or not all(_told_apart(actor, other) for other in actors):
+        actor = draw_actor(rng, like.cutout if like else cutout, scene, like)
+        if actor is not None and sides and rng.random() < _NAMES_SIDE:
+            actor = with_place(actor, scene.width_px)
+        if actor is None or not (like or all(told_apart(actor, other) for other in actors)):
             continue
-        if _room_enough([*actors, actor], scene):
+        if room_enough([*actors, actor], scene):
             return [*actors, actor]
     return actors
-
-
-def _draw_actor(rng: np.random.Generator, cutout: Cutout, scene: Scene) -> Actor | None:
-    """An actor at a random place with a random motion; None where it has no room or is hard to see."""
-    direction: Direction = rng.choice(list(_SAID)).item()
-    colour: Colour | None = rng.choice(list(cutout.tints)).item() if cutout.tints and rng.random() < 0.75 else None
-    height = cutout.min_height_px * rng.uniform(1.0, 1.3) * scene.height_px / 360
-    growth = rng.uniform(_MIN_GROWTH, _MAX_GROWTH) if direction in ("toward", "away") else 1.0
-    travel = rng.uniform(_MIN_TRAVEL, _MAX_TRAVEL) * scene.width_px
-    dx = travel * {"left": -1, "right": 1}.get(direction, 0)
-    dy = travel * {"up": -1, "down": 1}.get(direction, 0)
-    largest = height * growth
-    room_x = scene.width_px - 2 * _MARGIN_PX - largest * _aspect(cutout) - abs(dx)
-    room_y = scene.height_px - 2 * _MARGIN_PX - largest - abs(dy)
-    x = _MARGIN_PX + largest * _aspect(cutout) / 2 + max(0.0, -dx) + rng.random() * room_x
-    y = _MARGIN_PX + largest / 2 + max(0.0, -dy) + rng.random() * room_y
-    swell = (largest - height) * float(np.sqrt(_aspect(cutout)))
-    too_little = growth > 1 and swell < _MIN_SWELL * float(np.hypot(scene.width_px, scene.height_px))
-    if too_little or min(room_x, room_y) < 0:
-        return None
-    first, last = Pose(x, y, height), Pose(x + dx, y + dy, largest)
-    if direction == "away":
-        first, last = last, first
-    if scene.difficulty == "crowd" and dx and rng.random() < 0.4:
-        first, last = _through_border(first, last, largest * _aspect(cutout), scene, enters=bool(rng.random() < 0.5))
-    eased = bool(rng.random() < 0.5)
-    return Actor(cutout=cutout, colour=colour, direction=direction, start=first, end=last, eased=eased)
-
-
-def _through_border(first: Pose, last: Pose, width_px: float, scene: Scene, enters: bool) -> tuple[Pose, Pose]:
-    """A sideways move shifted so that it starts, or ends, just out of sight."""
-    rightward = last.x_px > first.x_px
-    if rightward == enters:
-        shift = -width_px / 2 - (first.x_px if enters else last.x_px)
-    else:
-        shift = scene.width_px + width_px / 2 - (first.x_px if enters else last.x_px)
-    return first._replace(x_px=first.x_px + shift), last._replace(x_px=last.x_px + shift)
-
-
-def _told_apart(a: Actor, b: Actor) -> bool:
-    """Whether the caption tells two actors apart: by class, by direction, or by two tints."""
-    tints = a.colour is not None and b.colour is not None and a.colour != b.colour
-    return a.cutout.detector_class != b.cutout.detector_class or a.direction != b.direction or tints
-
-
-def _room_enough(actors: Sequence[Actor], scene: Scene) -> bool:
-    moments = np.linspace(0, 1, scene.num_frames)
-    boxes = np.array([[actor.box_xyxy_px(float(moment)) for moment in moments] for actor in actors])
-    for far in range(len(actors)):
-        low = np.maximum(boxes[far, None, :, :2], boxes[far + 1 :, :, :2])
-        high = np.minimum(boxes[far, None, :, 2:], boxes[far + 1 :, :, 2:])
-        area = np.prod(boxes[far, :, 2:] - boxes[far, :, :2], axis=-1)
-        covered = (np.prod(np.clip(high - low, 0, None), axis=-1) / area).sum(axis=0)
-        if covered.max(initial=0.0) > 0 and (scene.difficulty == "easy" or covered.mean() > _MAX_COVERED):
-            return False
-    return True
-
-
-@functools.lru_cache(maxsize=64)
-def _aspect(cutout: Cutout) -> float:
-    left, top, right, bottom = cutout.box_xyxy_px
-    return (right - left) / (bottom - top)
 
 
 def _sprite(actor: Actor) -> Sprite:
@@ -296,6 +205,21 @@ def _write_clip(video: Path, plan: Plan, scene: Scene) -> ClipTruth:
                 ),
             )
         )
-    truth = ClipTruth(video=video.name, caption=caption_of(plan.actors), objects=tuple(objects))
+    truth = ClipTruth(
+        video=video.name,
+        caption=caption_of(plan.actors, plan.pair),
+        objects=tuple(objects),
+        mentions=_mentions([item.object_id for item in objects], plan.pair),
+    )
     write_truth(video, truth)
     return truth
+
+
+def _mentions(object_ids: Sequence[str], pair: Pair) -> tuple[MentionTruth, ...]:
+    """What each noun phrase of the caption names; empty where that is one object each, in order."""
+    if pair == "none":
+        return ()
+    alone = [MentionTruth(object_ids=(name,)) for name in object_ids[2:]]
+    if pair == "counted":
+        return (MentionTruth(object_ids=tuple(object_ids[:2])), *alone)
+    return (*(MentionTruth(object_ids=(name,), ambiguous=True) for name in object_ids[:2]), *alone)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from schemas.record import Record
 from schemas.track import ObjectMasks
@@ -23,12 +23,28 @@ class ObjectTruth(Record):
     masks: ObjectMasks
 
 
+class MentionTruth(Record):
+    """The objects that one noun phrase of a caption names; `ambiguous` where its words fit another object as well."""
+
+    object_ids: tuple[str, ...] = Field(min_length=1)
+    ambiguous: bool = False
+
+
 class ClipTruth(Record):
-    """The truth of one video; `video` is its file name."""
+    """The truth of one video; `video` is its file name.
+
+    `mentions` follow the caption's noun phrases; left empty where each names one object, in the order of `objects`.
+    """
 
     video: str
     caption: str
     objects: tuple[ObjectTruth, ...]
+    mentions: tuple[MentionTruth, ...] = ()
+
+    @property
+    def named(self) -> tuple[MentionTruth, ...]:
+        """What each noun phrase of the caption names, in order."""
+        return self.mentions or tuple(MentionTruth(object_ids=(item.object_id,)) for item in self.objects)
 
 
 def truth_path(video: Path) -> Path:
@@ -38,7 +54,7 @@ def truth_path(video: Path) -> Path:
 
 def write_truth(video: Path, truth: ClipTruth) -> None:
     """Write the truth of a video beside it."""
-    truth_path(video).write_text(truth.model_dump_json(), encoding="utf-8")
+    truth_path(video).write_text(truth.model_dump_json(exclude_defaults=True), encoding="utf-8")
 
 
 def read_truth(video: Path) -> ClipTruth:

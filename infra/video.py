@@ -13,23 +13,28 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from infra.video_index import (
-    VideoError,
-    VideoIndex,
-    VideoInfo,
-    decoded_frames,
-    index_of,
-    open_video,
-    quarter_turns,
-    video_sha256,
-)
+from infra.frame_folder import Image, folder_frames, folder_info, folder_sha256, is_folder
+from infra.video_index import VideoIndex, VideoInfo, file_sha256, index_of
+from infra.video_stream import MAX_FRAME_PX, VideoError, check_size, decoded_frames, open_video
 
-__all__ = ["Frames", "VideoError", "VideoInfo", "fitted_size", "iter_frames", "probe", "read_frames", "video_sha256"]
+__all__ = [
+    "MAX_FRAME_PX",
+    "Frames",
+    "Image",
+    "VideoError",
+    "VideoInfo",
+    "fitted_size",
+    "iter_frames",
+    "probe",
+    "read_frames",
+    "video_sha256",
+]
 
-Image = npt.NDArray[np.uint8]
-"""(height, width, 3) RGB."""
 Frames = npt.NDArray[np.uint8]
 """(N, height, width, 3) RGB."""
+
+FOLDER_FPS = 24.0
+"""That of DAVIS's sequences, for folders of which nobody knows better."""
 
 _MAX_GAP_FRAMES = 16
 """Up to this many unwanted frames before the next group's key frame, going on costs less than a seek and a flush."""
@@ -38,9 +43,26 @@ _SEEK_TRIES = 3
 """Key frames tried, each before the last, until a seek lands at or before the wanted one."""
 
 
-def probe(path: Path) -> VideoInfo:
-    """What a file holds. Raises VideoError (missing_file, unreadable_video, no_video_stream, still_image)."""
-    return index_of(path).info
+def probe(path: Path, *, folder_fps: float = FOLDER_FPS, max_frame_px: int = MAX_FRAME_PX) -> VideoInfo:
+    """What a file, or a folder of pictures, holds.
+
+    `folder_fps` is the rate of a folder, which states none; files have their own. Frames above `max_frame_px` pixels
+    are refused before one is decoded. Raises VideoError (missing_file, unreadable_video, no_video_stream, still_image,
+    too_large, outside_root).
+    """
+    if is_folder(path):
+        return folder_info(path, folder_fps, max_frame_px)
+    if max_frame_px < MAX_FRAME_PX:
+        container, _ = open_video(path, max_frame_px)
+        container.close()
+    info = index_of(path).info
+    check_size(path.name, (info.height_px, info.width_px), max_frame_px)
+    return info
+
+
+def video_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of a folder's pictures with their names; 64 hex digits. Raises VideoError."""
+    return folder_sha256(path) if is_folder(path) else file_sha256(path)
 
 
 def read_frames(path: Path, frame_idx: Sequence[int], long_side_px: int) -> Frames:
@@ -63,19 +85,15 @@ def iter_frames(path: Path, frame_idx: Sequence[int], long_side_px: int) -> Iter
 
     Otherwise as `read_frames`.
     """
-    index = index_of(path)
+    info = probe(path)
     wanted = sorted(set(frame_idx))
-    if wanted and not 0 <= wanted[0] <= wanted[-1] < index.info.num_frames:
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < info.num_frames:
         asked = f"frames {wanted[0]} to {wanted[-1]} were asked for"
-        raise VideoError("unreadable_video", f"{path.name}: {asked}; the file holds 0 to {index.info.num_frames - 1}")
-    size_px = fitted_size(index.info, long_side_px)
-    found = 0
-    for frame in _by_seeking(path, index, wanted):
-        yield wanted[found], _image(frame, size_px)
-        found += 1
-    for frame in _from_start(path, index, wanted[found:]):
-        yield wanted[found], _image(frame, size_px)
-        found += 1
+        raise VideoError("unreadable_video", f"{path.name}: {asked}; the file holds 0 to {info.num_frames - 1}")
+    size_px = fitted_size(info, long_side_px)
+    images = folder_frames(path, wanted) if is_folder(path) else _file_frames(path, wanted)
+    for index, image in zip(wanted, images, strict=True):
+        yield index, _fitted(image, size_px)
 
 
 def fitted_size(info: VideoInfo, long_side_px: int) -> tuple[int, int]:
@@ -86,16 +104,26 @@ def fitted_size(info: VideoInfo, long_side_px: int) -> tuple[int, int]:
     return max(1, round(info.height_px * scale)), max(1, round(info.width_px * scale))
 
 
+def _file_frames(path: Path, wanted: Sequence[int]) -> Iterator[Image]:
+    index = index_of(path)
+    found = 0
+    for frame in _by_seeking(path, index, wanted):
+        yield _upright(frame, index.turns)
+        found += 1
+    for frame in _from_start(path, index, wanted[found:]):
+        yield _upright(frame, index.turns)
+
+
 def _by_seeking(path: Path, index: VideoIndex, wanted: Sequence[int]) -> Iterator[Any]:
     """The wanted frames in order, up to the first that does not turn up where its stamp says."""
     if index.frame_pts is None or not len(index.key_pts) or not wanted:
         return
-    container, stream = open_video(path)
+    container, stream = open_video(path, strict=True)
     with container:
         for key, group in _groups(index, index.frame_pts, wanted):
             packets = _packets_from(container, stream, index, key)
             todo = index.frame_pts[group].tolist()
-            for frame in decoded_frames(packets, stream):
+            for frame in _needed_frames(packets, stream, index, int(index.key_pts[key]), frozenset(todo)):
                 if frame.pts is None or frame.pts > todo[0]:
                     return
                 if frame.pts == todo[0]:
@@ -105,6 +133,35 @@ def _by_seeking(path: Path, index: VideoIndex, wanted: Sequence[int]) -> Iterato
                         break
             if todo:
                 return
+
+
+def _needed_frames(
+    packets: Iterator[Any], stream: Any, index: VideoIndex, key_pts: int, wanted: frozenset[int]
+) -> Iterator[Any]:
+    """The wanted frames and at least those that they are predicted from; none after a damaged packet.
+
+    Where each packet is a frame, pictures that no other refers to are not decoded unless wanted (H.264 alone marks them
+    so that this is safe: nal_ref_idc, ITU-T H.264 7.4.1; in HEVC a higher temporal layer may refer to them), nor is
+    anything after the last wanted packet: the decoder is told that the stream ends, and gives what it holds back.
+    """
+    context = stream.codec_context
+    left = len(wanted)
+    skips = index.one_frame_each and context.name == "h264"
+    for packet in packets:
+        if skips:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        ends = index.one_frame_each and packet.pts in wanted and left == 1
+        try:
+            yield from stream.decode(packet)
+            if ends:
+                yield from stream.decode(None)
+        except (av.FFmpegError, EOFError):
+            # leading frames of an open group may lack what they are predicted from, and are shown before those wanted
+            if packet.pts is None or packet.pts >= key_pts:
+                return
+        left -= packet.pts in wanted
+        if ends or not packet.size:
+            return
 
 
 def _groups(
@@ -177,14 +234,17 @@ def _from_start(path: Path, index: VideoIndex, wanted: Sequence[int]) -> Iterato
     raise VideoError("unreadable_video", f"{path.name}: frame {wanted[found]} does not decode")
 
 
-def _image(frame: Any, size_px: tuple[int, int]) -> Image:
+def _upright(frame: Any, turns: npt.NDArray[np.int32] | None) -> Image:
     image: Image = frame.to_ndarray(format="rgb24")
-    turns = quarter_turns(frame)
     if turns is not None:
         if turns[0, 0] == 0:
             image = image.transpose(1, 0, 2)
         image = image[:: 1 if turns[:, 1].sum() >= 0 else -1, :: 1 if turns[:, 0].sum() >= 0 else -1]
-    image = np.ascontiguousarray(image)
+    return np.ascontiguousarray(image)
+
+
+def _fitted(image: Image, size_px: tuple[int, int]) -> Image:
+    """The image at the video's size: shrunk, or, where a stream changes size midway, stretched as players do."""
     if image.shape[:2] == size_px:
         return image
     return np.asarray(cv2.resize(image, size_px[::-1], interpolation=cv2.INTER_AREA), np.uint8)

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,34 +17,24 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-from av.sidedata.sidedata import Type as SideDataType
-from av.stream import Disposition
 
-from schemas.quarantine import Reason
+from infra.container_bytes import stated_bytes
+from infra.video_stream import VideoError, decoded_frames, open_video, quarter_turns
 from schemas.record import Record
-
-_DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,obu,ivf,asf,flv,ogg,mxf,nut,"
-    "wav,mp3,flac,aac,gif,apng,png_pipe,jpeg_pipe,bmp_pipe,webp_pipe,tiff_pipe"
-)
-"""Formats of one file. Playlists (HLS, DASH, concat, image sequences) name other files, in the source root or not."""
 
 _ONE_FRAME_A_PACKET = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "ffv1", "prores", "dnxhd", "rawvideo"})
 """Codecs of which each stamped packet shows one frame; VP8, for one, has hidden ones."""
 
-_THREADS = 2
-"""Set by hand: 0 lets the decoder take every core of a node that runs many agents."""
+_FIRST_ZEROS, _LAST_ZEROS = 4, 16
+"""No frame begins in so many zero bytes, nor ends in so many but by rare chance, which costs one pass of decoding."""
+
+_JPEG_END = b"\xff\xd9"
+
+_STATE_DURATION = frozenset({"mov", "matroska", "avi", "flv"})
+"""Formats with a duration in their header; of others FFmpeg guesses one."""
 
 _GUESSED_FPS = Fraction(25)
 """For a file that states neither stamps nor a rate."""
-
-
-class VideoError(ValueError):
-    """A file that holds no video that can be read, or not the frame that was asked for; `reason` says which."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason: Reason = reason
 
 
 class VideoInfo(Record):
@@ -53,6 +42,8 @@ class VideoInfo(Record):
 
     `height_px` and `width_px` are those after rotation. `frame_time_s[i]` is when displayed frame `i` appears, counted
     from the first, so `frame_time_s[0]` is 0; `duration_s` is when the last one ends. `fps` is the average rate.
+    `is_truncated` is true where the file ends before its container says, or in a packet that is damaged or cannot be
+    read: the frames are then those that decode. `stated_duration_s` is the container's own word, None without one.
     """
 
     num_frames: int
@@ -61,6 +52,8 @@ class VideoInfo(Record):
     width_px: int
     frame_time_s: tuple[float, ...]
     duration_s: float
+    is_truncated: bool
+    stated_duration_s: float | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,9 @@ class VideoIndex:
 
     `frame_pts` are its stamps, rising; None where only counting from the start can tell frames apart. `packet_pts` are
     those of all packets, rising, with `packet_rank` their place in the file; `key_pts` those of key frames, rising.
-    All are in the stream's time base. `packet_size` are the packets' bytes, in file order.
+    All are in the stream's time base. `packet_size` are the packets' bytes, in file order. `one_frame_each` is true
+    where each packet decodes to the frame of its stamp, whatever follows it. `turns` are the first frame's
+    `quarter_turns`: asking every frame would tie it into a cycle, and memory would hold hundreds of large ones.
     """
 
     info: VideoInfo
@@ -78,6 +73,8 @@ class VideoIndex:
     packet_rank: npt.NDArray[np.int64]
     packet_size: npt.NDArray[np.int64]
     key_pts: npt.NDArray[np.int64]
+    one_frame_each: bool
+    turns: npt.NDArray[np.int32] | None
 
     def rank(self, pts: int | None) -> int | None:
         """The place in the file of the packet with this stamp; None where no packet bears it."""
@@ -93,7 +90,7 @@ class _Packets:
 
     `pts` is None where a stamp is missing or doubled, or the file is damaged: what a damaged packet decodes to depends
     on where decoding began, so such a file is always read from its start. `last_duration` is that of the packet shown
-    last, 0 where unknown.
+    last, 0 where unknown. `first_frame` is the first that decodes, None where none does.
     """
 
     pts: npt.NDArray[np.int64] | None
@@ -101,23 +98,21 @@ class _Packets:
     keys: npt.NDArray[np.bool_]
     sizes: npt.NDArray[np.int64]
     last_duration: int
-    one_frame_each: bool
+    first_frame: Any
+    codec: str
+    ends_early: bool
 
     @property
     def tell_frames(self) -> bool:
-        """Whether the shown packets are the displayed frames: no hidden ones, none shown before the first key."""
-        if self.pts is None or not self.one_frame_each or not self.shown.any() or not self.keys[0]:
+        """Whether the shown packets are the displayed frames: no hidden ones, none shown before the first key.
+
+        Fields of interlaced H.264 may come in a packet each.
+        """
+        if self.pts is None or self.codec not in _ONE_FRAME_A_PACKET or not self.shown.any() or not self.keys[0]:
+            return False
+        if self.codec == "h264" and self.first_frame is not None and self.first_frame.interlaced_frame:
             return False
         return bool(self.pts[self.shown].min() >= self.pts[0])
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """What decoding from the start gave: the stamp of each frame, and the size of the first as displayed."""
-
-    pts: tuple[int | None, ...]
-    height_px: int
-    width_px: int
 
 
 def index_of(path: Path) -> VideoIndex:
@@ -128,60 +123,14 @@ def index_of(path: Path) -> VideoIndex:
     return _built_index(*_version(path))
 
 
-def video_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 of the file's bytes, 64 hex digits, kept as `index_of`. Raises VideoError (missing_file)."""
     return _sha256(*_version(path))
 
 
-def open_video(path: Path) -> tuple[Any, Any]:
-    """The opened container, for the caller to close, and its video stream with threads set.
-
-    Raises VideoError (unreadable_video, no_video_stream).
-    """
-    try:
-        # an absolute name, so that no part of it can be read as a protocol
-        container = av.open(str(path.absolute()), options={"format_whitelist": _DEMUXERS}, metadata_errors="ignore")
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError("unreadable_video", f"{path.name}: cannot be opened as a video ({error.strerror})") from error
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & Disposition.attached_pic:
-        container.close()
-        raise VideoError("no_video_stream", f"{path.name}: holds no video stream")
-    if stream.codec_context is None:
-        container.close()
-        raise VideoError("unreadable_video", f"{path.name}: no decoder for its video stream")
-    stream.codec_context.thread_count = _THREADS
-    stream.thread_type = "SLICE"  # frame threads report a damaged packet late and lose good frames with it
-    return container, stream
-
-
-def decoded_frames(packets: Iterator[Any], stream: Any) -> Iterator[Any]:
-    """The frames that decode, in displayed order; damaged packets are passed over, an unreadable rest ends them."""
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError:
-            packet = None
-        frames = []
-        with contextlib.suppress(av.FFmpegError, EOFError):
-            # the last packet of a stream has no data: it flushes what the decoder holds
-            frames = stream.decode(packet)
-        yield from frames
-        if packet is None or not packet.size:
-            return
-
-
-def quarter_turns(frame: Any) -> npt.NDArray[np.int32] | None:
-    """The upper left 2x2 of a frame's display matrix as signs (ISO/IEC 14496-12, tkhd), None where there is none.
-
-    A stored pixel (x, y) is displayed at (a x + c y, b x + d y) for [[a, b], [c, d]].
-    """
-    try:
-        data = frame.side_data[SideDataType.DISPLAYMATRIX]
-    except KeyError:
-        return None
-    matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2]
-    return np.sign(np.where(np.abs(matrix) * 2 > np.abs(matrix).max(), matrix, 0)).astype(np.int32)
+def forget_indexes() -> None:
+    """Build every index anew from now on, as a process that just started does."""
+    _built_index.cache_clear()
 
 
 def _version(path: Path) -> tuple[Path, int, int]:
@@ -201,43 +150,54 @@ def _sha256(path: Path, _mtime_ns: int, _size: int) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _built_index(path: Path, _mtime_ns: int, _size: int) -> VideoIndex:
+def _built_index(path: Path, _mtime_ns: int, size: int) -> VideoIndex:
     container, stream = open_video(path)
     with container:
         time_base = Fraction(stream.time_base)
         stated_fps = Fraction(stream.average_rate or stream.guessed_rate or _GUESSED_FPS)
+        stated_duration_s = _stated_duration_s(container, stream)
         packets = _demux(container, stream)
-    decoded = _decode(path, first_only=packets.tell_frames)
-    frame_pts = _frame_stamps(packets, decoded)
-    num_frames = len(decoded.pts) if frame_pts is None else len(frame_pts)
+    if packets.first_frame is None:
+        raise VideoError("unreadable_video", f"{path.name}: no frame of it decodes")
+    shown_pts = _decoded_pts(path) if not packets.tell_frames else ()
+    frame_pts = _frame_stamps(packets, shown_pts)
+    num_frames = len(shown_pts) if frame_pts is None else len(frame_pts)
     if num_frames < 2:
         raise VideoError("still_image", f"{path.name}: holds {num_frames} frame; a video has at least 2")
-    times = _times(frame_pts if frame_pts is not None else decoded.pts, time_base, stated_fps)
+    times = _times(frame_pts if frame_pts is not None else shown_pts, time_base, stated_fps)
     fps = (num_frames - 1) / float(times[-1])
+    turns = quarter_turns(packets.first_frame)
+    height_px, width_px = _displayed_size(packets.first_frame, turns)
     info = VideoInfo(
         num_frames=num_frames,
         fps=fps,
-        height_px=decoded.height_px,
-        width_px=decoded.width_px,
+        height_px=height_px,
+        width_px=width_px,
         frame_time_s=tuple(times.tolist()),
         duration_s=float(times[-1]) + (float(packets.last_duration * time_base) or 1 / fps),
+        is_truncated=packets.ends_early or (stated_bytes(path) or 0) > size,
+        stated_duration_s=stated_duration_s,
     )
     pts = packets.pts if frame_pts is not None and packets.pts is not None else np.empty(0, np.int64)
     rank = np.argsort(pts)
-    return VideoIndex(info, frame_pts, pts[rank], rank, packets.sizes, np.sort(pts[packets.keys[: len(pts)]]))
+    keys = np.sort(pts[packets.keys[: len(pts)]])
+    return VideoIndex(info, frame_pts, pts[rank], rank, packets.sizes, keys, packets.tell_frames, turns)
 
 
 def _demux(container: Any, stream: Any) -> _Packets:
     seen = []
-    whole = True
+    whole, last_is_whole, first_frame = True, True, None
     try:
         for packet in container.demux(stream):
             if packet.size:
                 stamp, duration = packet.pts, packet.duration or 0
                 seen.append((stamp, not packet.is_discard, packet.is_keyframe, packet.size, duration))
-                whole = whole and not packet.is_corrupt
+                last_is_whole = not packet.is_corrupt and _has_data(packet, stream.codec_context.name)
+                whole = whole and last_is_whole
+            if first_frame is None:
+                first_frame = _frame_in(packet, stream, drains=len(seen) == 1)
     except (av.FFmpegError, EOFError):
-        whole = False
+        whole = last_is_whole = False
     stamps, shown, keys, sizes, durations = zip(*seen, strict=True) if seen else ((),) * 5
     stamped = whole and None not in stamps and len(set(stamps)) == len(stamps)
     return _Packets(
@@ -246,37 +206,60 @@ def _demux(container: Any, stream: Any) -> _Packets:
         keys=np.array(keys, np.bool_),
         sizes=np.array(sizes, np.int64),
         last_duration=durations[int(np.argmax(stamps))] if seen and stamped else 0,
-        one_frame_each=stream.codec_context.name in _ONE_FRAME_A_PACKET,
+        first_frame=first_frame,
+        codec=stream.codec_context.name,
+        ends_early=not last_is_whole,
     )
 
 
-def _decode(path: Path, first_only: bool) -> _Decoded:
-    stamps: list[int | None] = []
-    size_px = (0, 0)
+def _frame_in(packet: Any, stream: Any, drains: bool) -> Any:
+    """A frame that the packet completes; with `drains` the decoder is not left to wait for packets that come later."""
+    frames = []
+    with contextlib.suppress(av.FFmpegError, EOFError):
+        frames += stream.decode(packet)
+        if drains:
+            frames += stream.decode(None)
+            stream.codec_context.flush_buffers()
+    return frames[0] if frames else None
+
+
+def _has_data(packet: Any, codec: str) -> bool:
+    """False for a packet that is zeros from some byte on, as in a file laid out before its download broke off."""
+    if codec == "rawvideo":  # black
+        return True
+    if codec == "mjpeg":  # cameras fill packets up to whole sectors
+        return bytes(packet).rstrip(b"\0").endswith(_JPEG_END)
+    data = memoryview(packet)
+    return any(data[:_FIRST_ZEROS]) and any(data[-_LAST_ZEROS:])
+
+
+def _decoded_pts(path: Path) -> tuple[int | None, ...]:
     container, stream = open_video(path)
     with container:
-        for frame in decoded_frames(container.demux(stream), stream):
-            if not stamps:
-                turns = quarter_turns(frame)
-                swapped = turns is not None and turns[0, 0] == 0
-                size_px = (frame.width, frame.height) if swapped else (frame.height, frame.width)
-            stamps.append(frame.pts)
-            if first_only:
-                break
-    if not stamps:
-        raise VideoError("unreadable_video", f"{path.name}: no frame of it decodes")
-    return _Decoded(tuple(stamps), *size_px)
+        return tuple(frame.pts for frame in decoded_frames(container.demux(stream), stream))
 
 
-def _frame_stamps(packets: _Packets, decoded: _Decoded) -> npt.NDArray[np.int64] | None:
+def _displayed_size(frame: Any, turns: npt.NDArray[np.int32] | None) -> tuple[int, int]:
+    return (frame.width, frame.height) if turns is not None and turns[0, 0] == 0 else (frame.height, frame.width)
+
+
+def _stated_duration_s(container: Any, stream: Any) -> float | None:
+    if container.format.name.split(",")[0] not in _STATE_DURATION:
+        return None
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _frame_stamps(packets: _Packets, shown_pts: tuple[int | None, ...]) -> npt.NDArray[np.int64] | None:
     """Stamps of displayed frames that reading can rely on: each one a packet's own, rising."""
     if packets.pts is None:
         return None
     if packets.tell_frames:
         return np.sort(packets.pts[packets.shown])
-    if not _rising(decoded.pts):
+    if not _rising(shown_pts):
         return None
-    stamps = np.array(decoded.pts, np.int64)
+    stamps = np.array(shown_pts, np.int64)
     return stamps if np.isin(stamps, packets.pts).all() else None
 
 

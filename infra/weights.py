@@ -82,9 +82,10 @@ def weight_path(name: str) -> Path:
     """The cached file or folder of an entry; raises WeightError where it was not fetched yet."""
     entry = _entry(name)
     if not entry.path.exists():
+        fetch_it = f"copy {settings().cache_dir / 'files'} from a machine that has it, or unset VIDEOREFER_OFFLINE and "
         raise WeightError(
             f"{name} is missing: {entry.role}, {_megabytes(entry.bytes)} to download with {entry.client}, "
-            f"licence {entry.license}; fetch it with: {FETCH_COMMAND}"
+            f"licence {entry.license}; {fetch_it if settings().offline else ''}fetch it with: {FETCH_COMMAND}"
         )
     return entry.path
 

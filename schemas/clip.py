@@ -26,7 +26,8 @@ class Clip(Record):
 
     `video` is relative to the source root; frames are displayed frames of the file counted from 0; `height_px` and
     `width_px` are those after rotation. `source_id` is the row of the source it came from: a row that spans several
-    shots gives several clips.
+    shots gives several clips. `given_sha256` names the content of the masks that came with the source (the id of their
+    `schemas.given.GivenMasks`), empty where there are none.
     """
 
     clip_id: str = Field(min_length=1)
@@ -42,6 +43,7 @@ class Clip(Record):
     height_px: int = Field(gt=0)
     width_px: int = Field(gt=0)
     caption: str = Field(min_length=1)
+    given_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     @model_validator(mode="after")
     def _spans_are_not_empty(self) -> Self:

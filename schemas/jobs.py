@@ -2,6 +2,7 @@
 
 from schemas.caption import CaptionSet
 from schemas.clip import Clip
+from schemas.given import GivenMasks
 from schemas.mention import MentionSet
 from schemas.record import Record
 from schemas.track import TrackSet
@@ -9,10 +10,14 @@ from schemas.verdict import VerdictSet
 
 
 class SegmenterJob(Record):
-    """A clip and its nouns, for the segmenter, and for an annotator that needs no tracks."""
+    """A clip and its nouns, for the segmenter, and for an annotator that needs no tracks.
+
+    `given` are the masks that came with the source, handed to the segmenter only.
+    """
 
     clip: Clip
     mentions: MentionSet
+    given: GivenMasks | None = None
 
 
 class AnnotatorJob(Record):

@@ -11,6 +11,7 @@ Stage = Literal["source", "analyzer", "segmenter", "annotator", "reviewer", "ref
 Reason = Literal[
     # source: the row or the video
     "missing_file",
+    "empty_file",
     "outside_root",
     "no_caption",
     "caption_too_long",
@@ -19,14 +20,17 @@ Reason = Literal[
     "no_video_stream",
     "still_image",
     "too_large",
+    "truncated",
     "bad_span",
     "bad_row",
     "shot_too_short",
+    "bad_masks",
     # analyzer: the noun
     "not_detectable",
     "scenery",
     "pronoun",
     "no_mention",
+    "no_masks_given",
     # segmenter: the object
     "not_found",
     "ambiguous",

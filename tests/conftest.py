@@ -1,13 +1,17 @@
 """Fixtures that several packages' tests share."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pycocotools import mask as coco
 
 MakeVideo = Callable[..., Path]
 ReadNumber = Callable[[npt.NDArray[np.uint8]], int]
@@ -58,13 +62,14 @@ def make_video(tmp_path: Path) -> MakeVideo:
         container_options: dict[str, str] | None = None,
         cuts: Sequence[int] = (),
         stamps: Sequence[int] | None = None,
+        pix_fmt: str | None = None,
     ) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w", options=container_options or {}) as container:
             stream = container.add_stream(codec, rate=fps, options=options or {})
             stream.height, stream.width = size_px
-            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.pix_fmt = pix_fmt or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
             stream.codec_context.time_base = Fraction(1, fps)
             stream.codec_context.thread_count = 1
             for number in range(num_frames):
@@ -83,3 +88,120 @@ def make_video(tmp_path: Path) -> MakeVideo:
 def read_number() -> ReadNumber:
     """Reads the number back from a frame of `make_video`."""
     return read_barcode
+
+
+@dataclass(frozen=True)
+class MaskedVideo:
+    """Frames (height, width, 3) RGB, each object's masks in all of them, and expressions with the objects they mean."""
+
+    frames: Sequence[npt.NDArray[np.uint8]]
+    masks: Mapping[str, Sequence[npt.NDArray[np.bool_]]]
+    expressions: Sequence[tuple[str, tuple[str, ...]]]
+
+
+def square_of(number: int, left_px: int, height_px: int = 64, width_px: int = 96) -> npt.NDArray[np.bool_]:
+    """A mask of a square that goes to the right with the number."""
+    mask = np.zeros((height_px, width_px), np.bool_)
+    mask[20:36, left_px + number : left_px + number + 16] = True
+    return mask
+
+
+class MaskLayouts:
+    """Writes sources that bring masks as MeViS, Ref-YouTube-VOS and DAVIS lay them out, with pycocotools and FFmpeg."""
+
+    video = MaskedVideo
+
+    def small(self, num_frames: int = 8, **changes: object) -> MaskedVideo:
+        """Two squares, of which the second is gone from the middle on, in barcoded frames of 64 x 96."""
+        frames = [barcoded(number, 64, 96, scene=0) for number in range(num_frames)]
+        gone = np.zeros((64, 96), np.bool_)
+        second = [square_of(n, 60) if n < num_frames // 2 else gone for n in range(num_frames)]
+        masks = {"1": [square_of(n, 10) for n in range(num_frames)], "2": second}
+        expressions = [("the dog on the left", ("1",)), ("two dogs", ("1", "2"))]
+        return MaskedVideo(**({"frames": frames, "masks": masks, "expressions": expressions} | changes))
+
+    def mevis(self, split: Path, videos: Mapping[str, MaskedVideo]) -> Path:
+        """`obj_id` is as MeViS has it, a number that names nothing outside its video; `anno_id` leads to the masks."""
+        meta: dict[str, object] = {}
+        masks: dict[str, object] = {}
+        for number, (name, video) in enumerate(videos.items()):
+            self.write_frames(split / "JPEGImages" / name, video.frames)
+            anno_ids = {item: 100 * number + place for place, item in enumerate(video.masks)}
+            masks |= {
+                str(anno_ids[item]): [self.rle(mask) for mask in of_item] for item, of_item in video.masks.items()
+            }
+            expressions = {
+                str(place): {
+                    "exp": text,
+                    "obj_id": [list(video.masks).index(item) for item in items],
+                    "anno_id": [anno_ids[item] for item in items],
+                }
+                for place, (text, items) in enumerate(video.expressions)
+            }
+            frames = [f"{i:05d}" for i in range(len(video.frames))]
+            meta[name] = {"expressions": expressions, "vid_id": number, "frames": frames}
+        (split / "mask_dict.json").write_text(json.dumps(masks))
+        (split / "meta_expressions.json").write_text(json.dumps({"videos": meta}))
+        return split
+
+    def davis(self, root: Path, videos: Mapping[str, MaskedVideo]) -> Path:
+        """Masks of every frame, and the texts of the second annotator in Latin-1; an expression means one object."""
+        lines = []
+        for name, video in videos.items():
+            self.write_frames(root / "JPEGImages" / "480p" / name, video.frames)
+            self.write_pngs(root / "Annotations" / "480p" / name, video.masks, range(len(video.frames)))
+            lines += [f'{name} {items[0]} "{text}"' for text, items in video.expressions]
+        (root / "davis_text_annotations").mkdir()
+        (root / "davis_text_annotations" / "Davis17_annot2.txt").write_bytes("\n".join(lines).encode("latin-1"))
+        return root
+
+    def youtube(self, root: Path, videos: Mapping[str, MaskedVideo], step: int = 5) -> Path:
+        """Masks of every fifth frame, named as its file; expressions lie outside the split, `obj_id` is a text."""
+        meta: dict[str, object] = {}
+        for name, video in videos.items():
+            masked = range(0, len(video.frames), step)
+            self.write_frames(root / "train" / "JPEGImages" / name, video.frames)
+            self.write_pngs(root / "train" / "Annotations" / name, video.masks, masked)
+            expressions = {
+                str(i): {"exp": text, "obj_id": items[0]} for i, (text, items) in enumerate(video.expressions)
+            }
+            meta[name] = {"expressions": expressions, "frames": [f"{i:05d}" for i in masked]}
+        folder = root / "meta_expressions" / "train"
+        folder.mkdir(parents=True)
+        (folder / "meta_expressions.json").write_text(json.dumps({"videos": meta}))
+        return root / "train"
+
+    def rle(self, mask: npt.NDArray[np.bool_]) -> dict[str, object] | None:
+        if not mask.any():
+            return None
+        made = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+        return {"size": list(made["size"]), "counts": made["counts"].decode()}
+
+    def write_frames(self, folder: Path, frames: Sequence[npt.NDArray[np.uint8]]) -> None:
+        folder.mkdir(parents=True)
+        for number, frame in enumerate(frames):
+            cv2.imwrite(str(folder / f"{number:05d}.jpg"), frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+
+    def write_pngs(
+        self, folder: Path, masks: Mapping[str, Sequence[npt.NDArray[np.bool_]]], numbers: Sequence[int]
+    ) -> None:
+        folder.mkdir(parents=True)
+        for number in numbers:
+            values = sum(int(item) * of_item[number].astype(np.uint8) for item, of_item in masks.items())
+            (folder / f"{number:05d}.png").write_bytes(self.png(np.asarray(values, np.uint8)))
+
+    def png(self, values: npt.NDArray[np.uint8], pix_fmt: str = "pal8") -> bytes:
+        """A PNG image with a palette, so that its pixels are not what a decoder to colours would show."""
+        palette = np.full((256, 4), 255, np.uint8)
+        palette[:, 1:] = np.arange(256)[::-1, None]
+        data = (values, palette) if pix_fmt == "pal8" else np.repeat(values[..., None], 3, axis=2)
+        context = av.CodecContext.create("png", "w")
+        context.height, context.width = values.shape
+        context.pix_fmt, context.time_base = pix_fmt, Fraction(1, 1)
+        return b"".join(bytes(packet) for packet in context.encode(av.VideoFrame.from_ndarray(data, format=pix_fmt)))
+
+
+@pytest.fixture(scope="session")
+def layouts() -> MaskLayouts:
+    """Writes sources with masks of their own."""
+    return MaskLayouts()

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from agents.assignment import FORBIDDEN, best_assignment
 from agents.base import Detection
-from agents.engines.boxes import box_distance, box_iou, is_in_sight, mixed_box
+from agents.engines.boxes import box_distance, box_iou, inner_share, is_in_sight, mixed_box
 from agents.engines.flow_field import FlowField
 from infra.video import Frames, Image
 from schemas.record import BoxXyxyPx, Record, Share
@@ -31,10 +31,14 @@ class BoxTrackConfig(Record):
     `start_score`: a detection below it may keep a track alive but not begin one (as in ByteTrack, Zhang et al. 2022).
     `min_iou`: least overlap of a predicted box with the detection that continues it.
     `min_likeness`: least histogram intersection of a track found again, or of one carried on by flow alone.
+    `min_margin`: where two tracks could have taken each other's detections and the score would fall by less than this,
+    nothing tells who is who: both end there and the detections begin tracks of their own. So a track is only found
+    again where no other choice is this near.
     `min_confidence`: a track without detections is lost where less than this share of its points flows there and back.
     `max_missed`: detection frames in a row that a track may pass without support before it is lost.
     `max_tail`: how many of them are kept before the first and after the last detection of a run, where nothing tells
-    whether the object is still there.
+    whether the object is still there, unless flow is sure of every step: `sure_confidence` of its points in the image
+    lead there and back, and the picture has `sure_likeness` to the object.
     `max_lost_s`: how long a lost track may wait to be found again.
     `max_bridge_s`: where flow did not lead from one detection to the next, boxes in between are interpolated over at
     most this long.
@@ -45,7 +49,10 @@ class BoxTrackConfig(Record):
     start_score: Share = 0.4
     min_iou: Share = 0.25
     min_likeness: Share = 0.45
+    min_margin: Share = 0.2
     min_confidence: Share = 0.5
+    sure_confidence: Share = 0.75
+    sure_likeness: Share = 0.6
     max_missed: int = Field(default=3, ge=0)
     max_tail: int = Field(default=1, ge=0)
     max_lost_s: float = Field(default=2.0, ge=0)
@@ -58,7 +65,8 @@ class BoxTrack:
     """One object's boxes. A frame is missing from `boxes` where the object is out of sight.
 
     `support` holds the detections that the track was built from, `flow_iou` how much the box that flow predicted
-    overlapped each; `histogram` is the running mean of its appearance.
+    overlapped each; `histogram` is the running mean of its appearance; `sure` are the frames that flow alone reached
+    by sure steps. A `closed` track takes no more detections.
     """
 
     detector_class: str
@@ -66,6 +74,8 @@ class BoxTrack:
     boxes: dict[int, BoxXyxyPx] = field(default_factory=dict)
     support: dict[int, Detection] = field(default_factory=dict)
     flow_iou: dict[int, float] = field(default_factory=dict)
+    sure: set[int] = field(default_factory=set)
+    closed: bool = False
     missed: int = 0
     lost_at: int | None = None
 
@@ -127,14 +137,21 @@ class BoxLinker:
     def _follow(self, track: BoxTrack, source: int, target: int) -> BoxXyxyPx | None:
         """The track's box carried to the neighbouring frame, None where it leaves the image or the flow fails.
 
-        A supported frame may always be left by one step; farther on the picture must stay like the object.
+        A supported frame may always be left by one step; farther on the picture must stay like the object. Steps that
+        leave no doubt are noted in `BoxTrack.sure`, as far as they follow one another.
         """
         predicted = self._flow.predict_box(track.boxes[source], source, target)
         if not is_in_sight(predicted.box_xyxy_px, self._flow.height_px, self._flow.width_px):
             return None
+        likeness = intersection(track.histogram, histogram_of(self._frames[target], predicted.box_xyxy_px))
+        in_image = inner_share(predicted.box_xyxy_px, self._flow.height_px, self._flow.width_px)
+        is_sure = (
+            predicted.confidence >= self._config.sure_confidence * in_image and likeness >= self._config.sure_likeness
+        )
+        if is_sure and (source in track.support or source in track.sure):
+            track.sure.add(target)
         if source in track.support:
             return predicted.box_xyxy_px
-        likeness = intersection(track.histogram, histogram_of(self._frames[target], predicted.box_xyxy_px))
         if predicted.confidence < self._config.min_confidence or likeness < self._config.min_likeness:
             return None
         return predicted.box_xyxy_px
@@ -142,21 +159,26 @@ class BoxLinker:
     def _match(self, tracks: list[BoxTrack], frame: int, detections: Sequence[Detection]) -> None:
         histograms = [histogram_of(self._frames[frame], item.box_xyxy_px) for item in detections]
         left = list(range(len(detections)))
-        for waiting in (
-            [track for track in tracks if track.lost_at is None],
-            [track for track in tracks if track.lost_at is not None and self._may_return(track, frame)],
+        for fit, waiting in (
+            (self._fit, [track for track in tracks if track.lost_at is None]),
+            (self._fit_again, [track for track in tracks if self._may_return(track, frame)]),
         ):
+            waiting = [track for track in waiting if frame not in track.support]
             scores = np.full((len(waiting), len(left)), FORBIDDEN)
             for row, track in enumerate(waiting):
                 for column, index in enumerate(left):
-                    scores[row, column] = self._fit(track, frame, detections[index], histograms[index])
+                    if detections[index].detector_class == track.detector_class:
+                        scores[row, column] = fit(track, frame, detections[index], histograms[index])
             chosen = best_assignment(scores)
-            for track, taken in zip(waiting, chosen, strict=True):
-                if taken is not None:
+            unsure = _unsure(scores, chosen, self._config.min_margin, again=fit == self._fit_again)
+            for row, (track, taken) in enumerate(zip(waiting, chosen, strict=True)):
+                if row in unsure:
+                    self._close(track, frame)
+                elif taken is not None:
                     index = left[taken]
                     box = self._fused(track.boxes.get(frame), detections[index].box_xyxy_px)
                     track.accept(frame, detections[index], box, histograms[index])
-            taken_columns = {column for column in chosen if column is not None}
+            taken_columns = {column for row, column in enumerate(chosen) if column is not None and row not in unsure}
             left = [index for column, index in enumerate(left) if column not in taken_columns]
         for index in left:
             if detections[index].score >= self._config.start_score and not self._is_doubled(
@@ -166,23 +188,31 @@ class BoxLinker:
                 track.accept(frame, detections[index], detections[index].box_xyxy_px, histograms[index])
                 tracks.append(track)
 
+    def _close(self, track: BoxTrack, frame: int) -> None:
+        """End a track for good before this frame."""
+        track.boxes.pop(frame, None)
+        track.lost_at, track.closed = frame, True
+
     def _fit(self, track: BoxTrack, frame: int, detection: Detection, histogram: Histogram) -> float:
-        """How well a detection continues a track: overlap, likeness and score, or FORBIDDEN."""
-        if detection.detector_class != track.detector_class:
+        """How well a detection continues a track in sight: overlap, likeness and score, or FORBIDDEN."""
+        overlap = max(
+            box_iou(track.boxes[frame], detection.box_xyxy_px),
+            box_iou(self._expected_box(track, frame), detection.box_xyxy_px),
+        )
+        if overlap < self._config.min_iou:
             return FORBIDDEN
-        likeness = intersection(track.histogram, histogram)
+        return overlap + 0.5 * intersection(track.histogram, histogram) + 0.2 * detection.score
+
+    def _fit_again(self, track: BoxTrack, frame: int, detection: Detection, histogram: Histogram) -> float:
+        """How well a detection fits a lost track, or one that flow led elsewhere: likeness, nearness and score."""
         if track.lost_at is None:
-            overlap = box_iou(track.boxes[frame], detection.box_xyxy_px)
-            expected = self._expected_box(track, frame)
-            overlap = max(overlap, box_iou(expected, detection.box_xyxy_px))
-            near = box_distance(track.boxes[frame], detection.box_xyxy_px) < _NEAR_DIAGONALS
-            if overlap < self._config.min_iou and not (near and likeness >= self._config.min_likeness):
-                return FORBIDDEN
-            return overlap + 0.5 * likeness + 0.2 * detection.score
-        gap_s = self._times_s[frame] - self._times_s[max(track.boxes)]
-        reach = 0.75 + gap_s
-        last = track.boxes[max(track.boxes)]
-        distance = min(box_distance(box, detection.box_xyxy_px) for box in (self._expected_box(track, frame), last))
+            reach, places = _NEAR_DIAGONALS, [track.boxes[frame]]
+        else:
+            last = max(track.boxes)
+            reach = 0.75 + self._times_s[frame] - self._times_s[last]
+            places = [self._expected_box(track, frame), track.boxes[last]]
+        distance = min(box_distance(box, detection.box_xyxy_px) for box in places)
+        likeness = intersection(track.histogram, histogram)
         if likeness < self._config.min_likeness or distance > reach:
             return FORBIDDEN
         return likeness - 0.5 * distance / reach + 0.2 * detection.score
@@ -194,7 +224,7 @@ class BoxLinker:
         return mixed_box(predicted, detected, _DETECTION_TRUST)
 
     def _may_return(self, track: BoxTrack, frame: int) -> bool:
-        return self._times_s[frame] - self._times_s[max(track.boxes)] <= self._config.max_lost_s
+        return not track.closed and self._times_s[frame] - self._times_s[max(track.boxes)] <= self._config.max_lost_s
 
     def _expected_box(self, track: BoxTrack, frame: int) -> BoxXyxyPx:
         """Where a lost track would be had it gone on as over its last five supported frames."""
@@ -246,7 +276,8 @@ class BoxLinker:
                 frame -= 1
                 track.boxes[frame] = box
                 missed += frame in looked
-                if missed > self._config.max_tail or self._is_behind(track, frame, tracks):
+                unsure = missed > self._config.max_tail and frame not in track.sure
+                if unsure or self._is_behind(track, frame, tracks):
                     del track.boxes[frame]
                     break
 
@@ -269,7 +300,8 @@ class BoxLinker:
                 missed = 0
             elif frame in track.boxes:
                 missed += frame in looked
-                if missed > self._config.max_tail and not self._resumes(track, frame):
+                unsure = missed > self._config.max_tail and frame not in track.sure
+                if unsure and not self._resumes(track, frame):
                     del track.boxes[frame]
 
     def _resumes(self, track: BoxTrack, frame: int) -> bool:
@@ -279,6 +311,25 @@ class BoxLinker:
                 return True
             frame += 1
         return False
+
+
+def _unsure(scores: npt.NDArray[np.float64], chosen: Sequence[int | None], min_margin: float, again: bool) -> set[int]:
+    """Rows that could have been served otherwise at nearly the same score: two that take each other's columns.
+
+    With `again`, also one by a column that no row has, and one whose column a row that goes without could have.
+    """
+    unsure: set[int] = set()
+    served = {row: column for row, column in enumerate(chosen) if column is not None}
+    for (a, one), (b, other) in itertools.combinations(served.items(), 2):
+        kept, swapped = scores[a, one] + scores[b, other], scores[a, other] + scores[b, one]
+        if kept - swapped < min_margin:
+            unsure |= {a, b}
+    for row, column in served.items() if again else ():
+        rivals = [scores[other, column] for other in range(len(chosen)) if other not in served]
+        rivals += [scores[row, other] for other in range(scores.shape[1]) if other not in served.values()]
+        if scores[row, column] - max(rivals, default=FORBIDDEN) < min_margin:
+            unsure.add(row)
+    return unsure
 
 
 def histogram_of(image: Image, box_xyxy_px: BoxXyxyPx) -> Histogram:

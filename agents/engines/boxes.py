@@ -30,8 +30,13 @@ def box_distance(a: BoxXyxyPx, b: BoxXyxyPx) -> float:
     return float(apart / ((diagonal_a + diagonal_b) / 2))
 
 
-def is_in_sight(box_xyxy_px: BoxXyxyPx, height_px: int, width_px: int) -> bool:
-    """Whether at least a third of the box lies in the image."""
+def inner_share(box_xyxy_px: BoxXyxyPx, height_px: int, width_px: int) -> float:
+    """The share of the box that lies in the image."""
     x1, y1, x2, y2 = box_xyxy_px
     seen = max(0.0, min(x2, width_px) - max(x1, 0.0)) * max(0.0, min(y2, height_px) - max(y1, 0.0))
-    return seen >= (x2 - x1) * (y2 - y1) / 3
+    return seen / ((x2 - x1) * (y2 - y1))
+
+
+def is_in_sight(box_xyxy_px: BoxXyxyPx, height_px: int, width_px: int) -> bool:
+    """Whether at least a third of the box lies in the image."""
+    return inner_share(box_xyxy_px, height_px, width_px) >= 1 / 3

@@ -2,11 +2,14 @@
 
 The small pipeline reads "A cyclist moves to the left" as one noun chunk "A cyclist moves". Such a token shows by form
 and place (a noun stands before it, and its own form is of a verb), so the caption is parsed once more with "went" in
-its place, which never reads as a noun, and the arcs found so are put on the words of the caption.
+its place, which never reads as a noun, and the arcs found so are put on the words of the caption. A place between noun
+and verb ("A cyclist on the left moves") is left out of the parse and put back (`place_phrases`).
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from agents.engines.place_phrases import holder_of, kept_tokens, place_phrases, put_back
 from agents.vocabulary import NOUN_LIKE_VERBS, SINGULAR_ARTICLES
 from infra.weights import weight_label, weight_path
 
@@ -40,10 +43,32 @@ class SpacyNouns:
 
     def parse(self, text: str) -> Any:
         """The `spacy.tokens.Doc` of one caption, its text unchanged."""
-        doc = self._pipeline(text)
+        doc = self._pipeline.make_doc(text)
+        phrases = place_phrases([token.lower_ for token in doc])
+        while phrases:
+            kept = kept_tokens(phrases, len(doc))
+            ends = {phrase.end for phrase in phrases}
+            read = self._mended(self._only(doc, kept), {place for place, i in enumerate(kept) if i in ends})
+            plain = [phrase for phrase in phrases if holder_of(phrase, kept, read) is not None]
+            if plain == phrases:
+                return put_back(doc, phrases, kept, read)
+            phrases = plain
+        return self._mended(doc)
+
+    def _only(self, doc: Any, kept: Sequence[int]) -> Any:
+        """The unparsed words of `doc` at `kept`."""
+        from spacy.tokens import Doc
+
+        return Doc(doc.vocab, [doc[i].text for i in kept], [bool(doc[i].whitespace_) for i in kept])
+
+    def _mended(self, unparsed: Any, behind_places: Collection[int] = ()) -> Any:
+        """Words parsed, with verbs taken for nouns put right; before those at `behind_places` a place was left out."""
+        doc = self._pipeline(unparsed)
         verbs: set[int] = set()
         for _ in range(_ROUNDS - 1):
-            found = {token.i for token in doc if token.i not in verbs and self._is_verb(token)}
+            found = {token.i for token in doc if self._is_verb(token)}
+            found |= {i for i in behind_places if self._is_verb_behind_place(doc[i])}
+            found -= verbs
             if not found:
                 break
             verbs |= found
@@ -70,6 +95,14 @@ class SpacyNouns:
             return False
         joined = before.lower_ in _JOINTS and any(t.tag_ == "VBZ" for t in token.sent if t.i < token.i)
         return (joined and base in NOUN_LIKE_VERBS) or (before.pos_ == "ADJ" and _has_singular_article(before))
+
+    def _is_verb_behind_place(self, token: Any) -> bool:
+        """Whether a word behind "the man on the left" or "a cat and a dog on the left" has the form that a verb has."""
+        if not token.i or token.pos_ not in _NOUNS or _is_noun_next(token) or _is_verb_next(token):
+            return False
+        if token.dep_ == "conj" and token.lower_ in NOUN_LIKE_VERBS:
+            return True
+        return token.nbor(-1).tag_ in ("NN", "NNP") and self._base(token) is not None
 
     def _base(self, token: Any) -> str | None:
         """The verb that "moves" is a form of, or "move" after a plural; None for other words."""
@@ -102,6 +135,10 @@ class SpacyNouns:
 
 def _is_noun_next(token: Any) -> bool:
     return token.i + 1 < len(token.doc) and token.nbor().pos_ in _NOUNS
+
+
+def _is_verb_next(token: Any) -> bool:
+    return token.i + 1 < len(token.doc) and token.nbor().pos_ in ("VERB", "AUX")
 
 
 def _has_singular_article(noun: Any) -> bool:

@@ -260,3 +260,47 @@ def test_unknown_things_hardly_ever_get_a_class(nouns):
 def test_common_nouns(nouns, noun, expected):
     match = nouns.match(noun, AnalyzerConfig().class_threshold)
     assert (match.detector_class if match.kind == "class" else None) == expected
+
+
+def test_emoji_and_tags_hide_no_noun_and_are_none(analyzer):
+    caption = "🎉 A cyclist 🚴🏽‍♂️ rides past a dog<region> 🐕 <object0>"
+    (found,) = analyzer.process([clip_of(caption)])
+    assert [mention.noun for mention in found.mentions] == ["cyclist", "dog"]
+    assert [caption[m.start_char : m.end_char] for m in found.mentions] == ["A cyclist", "a dog"]
+    assert found.rejected == ()
+    (left_out,) = analyzer.process([clip_of("A 🐕 runs on grass")])
+    assert (left_out.mentions, [entry.noun for entry in left_out.rejected]) == ((), ["🐕", "grass"])
+
+
+EXPRESSIONS = {
+    "The white rabbit jumping over another rabbit": ("rabbit=rabbit s 1 white jump", "The white rabbit", ["rabbit"]),
+    "a black dog on the left of a white dog": ("dog=dog s 1 black", "a black dog", ["left", "dog"]),
+    "two people dancing": ("people=person s 2 dance", "two people", []),
+    "birds that fly": ("bird=bird s None fly", "birds", ["that"]),
+    "A man and a woman walking": ("object=object s 2", "A man and a woman", []),
+    "a red car and a blue car": ("car=car s 2", "a red car and a blue car", []),
+    "One of the dogs that runs": ("dog=dog s 1 run", "the dogs", ["that"]),
+    "it is a small cat": ("cat=cat s 1", "a small cat", ["it"]),
+    "the one on the left": ("object=object s 1 left", "the one", []),
+    "someone riding a bike": ("object=object s 1 ride", "someone", ["bike"]),
+    "what the man is holding": ("object=object s 1", "what", ["man"]),
+    "moving toward the camera": ("object=object s None", "moving toward the camera", ["camera"]),
+}
+
+
+@pytest.mark.parametrize("caption", EXPRESSIONS)
+def test_an_expression_with_given_masks_is_one_mention_of_what_it_means(analyzer, caption):
+    clip = clip_of(caption).model_copy(update={"given_sha256": "a" * 64})
+    (result,) = analyzer.process([clip])
+    mention_said, phrase, others = EXPRESSIONS[caption]
+    (mention,) = result.mentions
+    assert (told(mention), mention.phrase) == (mention_said, phrase)
+    assert caption[mention.start_char : mention.end_char] == phrase
+    assert (mention.number == "singular") == (mention.said.count == 1)
+    assert [entry.noun for entry in result.rejected] == others
+    assert {entry.reason for entry in result.rejected} <= {"no_masks_given", "pronoun"}
+
+
+def test_an_expression_of_tags_alone_is_rejected_as_its_clip(analyzer):
+    (result,) = analyzer.process([clip_of("<region>").model_copy(update={"given_sha256": "a" * 64})])
+    assert (result.mentions, [entry.reason for entry in result.rejected]) == ((), ["no_mention"])

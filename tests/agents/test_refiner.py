@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agents.refiner import Refiner, RefinerConfig, mid_segment
+from agents.refiner import REVISION, Refiner, RefinerConfig, mid_segment
 from schemas.caption import AppearanceFacts, CaptionSet, ColourShare, MotionFacts, ObjectCaption
 from schemas.clip import Clip
 from schemas.jobs import RefinerJob
@@ -269,9 +269,18 @@ def test_provenance_names_every_agent_with_the_refiner_last():
     made = sample.provenance
     assert made.engines == ("segmenter=flow-tracker", "refiner=scripted")
     assert made.weights == ("segmenter=ssd@0123", "segmenter=sam@4567", "refiner=scripted@00")
-    assert made.revisions == ("segmenter=3", "refiner=1")
+    assert made.revisions == ("segmenter=3", f"refiner={REVISION}")
     assert len(made.prompt_hashes) == 1
     assert made.prompt_hashes[0].startswith("refiner=")
+
+
+def test_provenance_says_where_the_source_gave_the_masks():
+    given = job(CAR)
+    given = given.model_copy(update={"clip": given.clip.model_copy(update={"given_sha256": "a" * 64})})
+    made = refine(given).samples[0].provenance
+    assert made.engines == ("segmenter=given-by-source", "refiner=template")
+    assert made.weights == ()
+    assert made.revisions == ("segmenter=3", f"refiner={REVISION}")
 
 
 def test_the_prompt_enters_the_label_only_where_it_is_used():

@@ -1,12 +1,7 @@
-"""Planted errors against true tracks, on painted clips with a scripted classifier, and on photographs with real ones.
+"""Planted errors against true tracks, on painted clips with a scripted classifier.
 
-Measured with the packaged models on 8 tracks of two real clips (segmented by the embedded tracker) and 24 exact tracks
-of 12 photographed objects pasted on moving paths; the margins were set while looking at these. True tracks dropped: 0
-of 32. Planted errors dropped: another noun 32 of 32, the same with the detector class changed everywhere too 25 of 32,
-a colour not on the object 64 of 64, direction reversed 52 of 53, tracks swapped 6 of 6, the same with one class for
-both 4 of 6, a mask drifting off by 0.8 of its side 30 of 32, one moved by 0.3 of its side 28 of 32, count 32 of 32.
-Afterwards, on 60 other paths of the same objects (up, down, toward, away) and 3 other spans of the clips: true tracks
-dropped 0 of 63, direction reversed 60 of 60. The only photographed animal in all this is one cat.
+How many of each kind are dropped with photographed objects and the real classifier: see
+`tests/flows/test_quality_review.py`.
 """
 
 import cv2
@@ -18,9 +13,11 @@ from agents.class_vote import ClassVote
 from agents.engines.coco_classes import COCO_CLASSES
 from agents.engines.efficientnet import EfficientNetLite3
 from agents.engines.minilm import MiniLm
+from agents.imagenet_table import LABELS
+from agents.movement import against_ground, direction_score, in_frame
 from agents.review_checks import REASONS
 from agents.reviewer import Reviewer, ReviewerConfig, judge, look_positions
-from agents.second_look import Look, box_path, colour_shares, outline_support
+from agents.second_look import Look, box_path, colours_of, outline_support
 from schemas.clip import Clip
 from schemas.jobs import AnnotatorJob, ReviewerJob
 from schemas.mask import encode
@@ -225,6 +222,7 @@ def test_true_tracks_are_kept_with_every_check_listed(reviewer):
     [
         ({"colours": ("green",)}, "colour_mismatch"),
         ({"directions": ("left",)}, "direction_mismatch"),
+        ({"directions": ("toward",)}, "direction_mismatch"),
         ({"places": ("bottom",)}, "place_mismatch"),
         ({"count": 3}, "count_claim_mismatch"),
     ],
@@ -236,7 +234,7 @@ def test_a_false_claim_of_the_caption_drops(reviewer, said_values, reason):
 
 @pytest.mark.parametrize(
     "said_values",
-    [{"colours": ()}, {"directions": ("left", "right")}, {"places": ()}, {"count": None}, {"directions": ("toward",)}],
+    [{"colours": ()}, {"directions": ("left", "right")}, {"places": ()}, {"count": None}],
 )
 def test_what_cannot_be_told_does_not_drop(reviewer, said_values):
     assert verdict_on(reviewer, with_mention(true_job(), said(BUS, **said_values))).keep
@@ -269,6 +267,13 @@ def test_another_noun_drops_whether_or_not_the_labels_agree(reviewer):
     verdict = verdict_on(reviewer, everywhere)
     assert verdict.reason == "class_mismatch"
     assert [check.name for check in verdict.checks if check.outcome == "disagrees"] == ["class_vote"]
+
+
+def test_a_noun_outside_the_classes_is_not_held_against_the_labels(reviewer):
+    leash = mention_of("leash", directions=("right",))
+    verdict = verdict_on(reviewer, job_of((leash,), [track_of(leash, SCENE.masks[0])]))
+    assert verdict.keep
+    assert {check.name: check.outcome for check in verdict.checks}["class_vote"] == "cannot_tell"
 
 
 def test_swapped_tracks_drop(reviewer):
@@ -381,7 +386,7 @@ def test_box_paths_match_the_pixels():
             [xs.min() / WIDTH_PX, ys.min() / HEIGHT_PX, (xs.max() + 1) / WIDTH_PX, (ys.max() + 1) / HEIGHT_PX],
         )
         assert area == pytest.approx(mask.mean())
-    dx, dy = path.displacement_diag()
+    dx, dy = in_frame(path).displacement_diag()
     assert dx == pytest.approx(182 / np.hypot(HEIGHT_PX, WIDTH_PX), abs=0.01)
     assert dy == pytest.approx(0, abs=0.005)
 
@@ -404,8 +409,10 @@ def test_box_paths_match_the_pixels():
 )
 def test_colours_have_their_usual_names(rgb, name):
     image = np.full((40, 40, 3), rgb, np.uint8)
-    shares = colour_shares([Look(image, np.pad(np.ones((20, 20), bool), 10))])
-    assert shares[name] == 1
+    colours = colours_of([Look(image, np.pad(np.ones((20, 20), bool), 10))])
+    assert colours.seen[name] == 1
+    assert colours.may_be[name] == 1
+    assert min(colours.may_be.values()) == 0
 
 
 def test_the_outline_of_the_object_has_more_support_than_a_moved_one():
@@ -414,36 +421,71 @@ def test_the_outline_of_the_object_has_more_support_than_a_moved_one():
     assert outline_support(Look(SCENE.frames[12], np.roll(mask, 20, axis=1))) < 0.9
 
 
-@pytest.fixture(scope="module")
-def real_votes():
-    classifier, embedder = EfficientNetLite3(), MiniLm()
-    classifier.setup()
-    embedder.setup()
-    return classifier, ClassVote(classifier, embedder, WORDS)
+def test_only_the_claimed_class_s_own_labels_speak_for_it():
+    labels = ("tabby, cat", "minibus", "school bus", "bow tie", "web site")
+    votes = ClassVote(
+        labels, {"cat": "tabby", "bus": "minibus..school bus", "tie": "bow tie", "truck": "minibus, no such"}
+    )
+    seen = np.array([0.1, 0.5, 0.2, 0.15, 0.05], np.float32)
+    bus, kite, person = (votes.vote(seen, claimed) for claimed in ("bus", "kite", "person"))
+    assert (bus.own, bus.rival, bus.rival_class) == (pytest.approx(0.7), pytest.approx(0.15), "tie")
+    assert (kite.own, kite.rival, kite.rival_class) == (None, pytest.approx(0.7), "bus")
+    assert votes.vote(np.array([0, 0, 0, 1, 0], np.float32), "person").rival == 0
+    assert person.rival_class == "bus"
 
 
 @pytest.mark.weights
+def test_every_label_of_the_table_is_one_of_the_classifier_s():
+    firsts = [label.split(", ")[0] for label in EfficientNetLite3().labels]
+    named = {name for text in LABELS.values() for part in text.split(", ") for name in part.split("..")}
+    assert named <= set(firsts)
+    assert set(LABELS) <= set(CLASSES)
+
+
+def looks_along(step_px, jump_px):
+    """Six looks at a square that moves by `jump_px` a look over a ground that moves by `step_px`, both rightward."""
+    rng = np.random.default_rng(3)
+    ground = cv2.resize(rng.integers(0, 255, (36, 100, 3), np.uint8), (1000, 360), interpolation=cv2.INTER_CUBIC)
+    looks = []
+    for i in range(6):
+        left = 300 - i * step_px
+        image = ground[:, left : left + 480].copy()
+        mask = np.zeros(image.shape[:2], bool)
+        mask[150:210, 100 + i * jump_px : 160 + i * jump_px] = True
+        image[mask] = RED
+        looks.append(Look(image, mask))
+    return looks
+
+
+@pytest.mark.parametrize(("step_px", "jump_px"), [(0, 30), (20, 30), (20, 0), (0, 0), (-20, 0)])
+def test_movement_against_the_ground_leaves_the_camera_out(step_px, jump_px):
+    movement = against_ground(looks_along(step_px, jump_px))
+    dx, dy = movement.displacement_diag()
+    assert dx == pytest.approx(5 * (jump_px - step_px) / np.hypot(480, 360), abs=0.01)
+    assert dy == pytest.approx(0, abs=0.01)
+    assert direction_score("right", movement, still_tells=True) == float(jump_px > step_px)
+    assert direction_score("none", movement, still_tells=True) == float(jump_px == step_px)
+
+
+def test_ground_without_corners_cannot_be_followed():
+    looks = looks_along(0, 30)
+    blank = [Look(np.where(look.mask[..., None], look.image, np.uint8(90)), look.mask) for look in looks]
+    assert against_ground(blank) is None
+
+
 @pytest.mark.parametrize(
-    ("label", "claimed", "rival_is_nearer"),
+    ("actions", "directions", "keep"),
     [
-        ("Egyptian cat", ("cat", "cat"), False),
-        ("Egyptian cat", ("bus", "bus"), True),
-        ("minibus", ("bus", "bus"), False),
-        ("minibus", ("elephant", "elephant"), True),
-        ("minibus", ("person", "man"), False),
-        ("African elephant, Loxodonta africana", ("person", "man"), True),
+        (("stay",), (), False),
+        (("move",), (), True),
+        (("stay",), ("right",), True),
+        ((), (), True),
+        ((), ("up",), False),
     ],
 )
-def test_the_vote_knows_labels_by_their_meaning(real_votes, label, claimed, rival_is_nearer):
-    classifier, votes = real_votes
-    probabilities = np.zeros(1000, np.float32)
-    probabilities[classifier.labels.index(label)] = 0.9
-    vote = votes.vote(probabilities, claimed)
-    assert (vote.own < 0.7 * vote.rival and vote.rival >= 0.42) == rival_is_nearer
-    if claimed[0] in ("cat", "elephant"):
-        assert vote.animal_share == pytest.approx(0.9 if claimed[0] == "cat" else 0)
-    else:
-        assert vote.animal_share is None
+def test_what_stays_may_not_move_and_what_moves_may_not_move_across(reviewer, actions, directions, keep):
+    job = with_mention(true_job(), said(BUS, actions=actions, directions=directions, places=()))
+    assert verdict_on(reviewer, job).keep == keep
 
 
 @pytest.mark.weights

@@ -276,6 +276,8 @@ ANALYZED = (
     "He waves to them while a puppy barks",
     "A black man and a white woman hold a kitten",
     "Slowly and quietly.",
+    "A cyclist on the left moves to the right while a dog in the middle of the frame sits.",
+    "A 🚲 man rides a bicycle 🎉 <region>",
 )
 
 

@@ -8,6 +8,7 @@ import pytest
 from agents.segmenter import Segmenter, SegmenterConfig
 from infra.video import Frames
 from schemas.clip import Clip
+from schemas.given import GivenMasks, GivenObject
 from schemas.jobs import SegmenterJob
 from schemas.mask import encode
 from schemas.mention import Mention, MentionSet, SaidAttributes
@@ -145,6 +146,44 @@ def test_a_stray_short_track_is_no_candidate() -> None:
     assert [track.masks for track in result.tracks] == [masks_at(10)]
 
 
+def test_two_picks_on_the_same_pixels_are_one_thing() -> None:
+    # a truck and a car found at one place: 16 of 24 columns are common to both
+    result = run(
+        [masks_at(10), masks_at(14, name="truck").model_copy(update={"score": 0.8})],
+        mention("t", "a truck", name="truck"),
+        mention("c", "a car"),
+    )
+    assert [track.mention_id for track in result.tracks] == ["c"]
+    (entry,) = result.rejected
+    assert (entry.subject_id, entry.reason) == ("t", "same_object")
+    assert "0.67" in entry.evidence
+
+
+def test_picks_that_only_touch_are_two_things() -> None:
+    found = [masks_at(10), masks_at(20, name="truck")]
+    result = run(found, mention("t", "a truck", name="truck"), mention("c", "a car"))
+    assert len(result.tracks) == 2
+
+
+@pytest.mark.parametrize(("x", "taken"), [(40, False), (80, True)])
+def test_among_others_a_track_that_breaks_off_in_open_view_is_not_taken(x: int, taken: bool) -> None:
+    found = [masks_at(10), masks_at(x, visible=6)]
+    said = (mention("r", "a red car", places=("left",)), mention("b", "a car on the right side", places=("right",)))
+    result = run(found, *said)
+    assert {track.mention_id for track in result.tracks} == ({"r", "b"} if taken else {"r"})
+    alone = run(found[1:], mention("b", "a car"))
+    assert len(alone.tracks) == 1
+
+
+def test_a_gap_in_open_view_breaks_a_track_off_too() -> None:
+    gone = masks_at(40)
+    gone = gone.model_copy(update={"rle": (*gone.rle[:4], None, None, *gone.rle[6:])})
+    said = (mention("r", "a car", places=("left",)), mention("b", "another car", places=("right",)))
+    result = run([masks_at(10), gone], *said)
+    assert [track.mention_id for track in result.tracks] == ["r"]
+    assert result.rejected[0].reason == "ambiguous"
+
+
 def test_the_tracker_is_asked_once_for_all_classes_and_not_without_any() -> None:
     tracker = ScriptedTracker([])
     segmenter = Segmenter(SegmenterConfig(), tracker, PaintedFrames())
@@ -165,3 +204,29 @@ def test_the_label_holds_both_configurations(config: SegmenterConfig) -> None:
     told = json.loads(label.config_json)
     assert told == {"segmenter": config.model_dump(mode="json"), "tracker": {"speed": 3}}
     assert (label.agent, label.engine, label.weights) == ("segmenter", "scripted", ("scripted@0",))
+
+
+def test_given_masks_are_the_tracks_as_they_are_and_no_tracker_runs() -> None:
+    seen = masks_at(10).rle[0]
+    given = GivenMasks(
+        objects=(
+            GivenObject(object_id="7", frame_idx=(2, 5), rle=(None, seen)),
+            GivenObject(object_id="9", frame_idx=(2, 5), rle=(seen, seen)),
+        )
+    )
+    tracker = ScriptedTracker([masks_at(70)])
+    clip = CLIP.model_copy(update={"given_sha256": "a" * 64})
+    mentions = MentionSet(clip_id="c", mentions=(mention("m", "two leashes", name="leash"),), rejected=())
+    job = SegmenterJob(clip=clip, mentions=mentions, given=given)
+    (result,) = Segmenter(SegmenterConfig(), tracker, PaintedFrames()).process([job])
+    assert tracker.asked == []
+    assert result.rejected == ()
+    assert [(track.masks.frame_idx, track.masks.rle) for track in result.tracks] == [
+        ((2, 5), (None, seen)),
+        ((2, 5), (seen, seen)),
+    ]
+    assert {track.mention_id for track in result.tracks} == {"m"}
+    assert len({track.track_id for track in result.tracks}) == 2
+    masks = result.tracks[0].masks
+    assert (masks.detector_class, masks.frame_time_s, masks.score) == ("leash", (0.2, 0.5), 1.0)
+    assert (masks.height_px, masks.width_px) == (HEIGHT_PX, WIDTH_PX)

@@ -8,8 +8,9 @@ from agents.engines.coco_classes import COCO_CLASSES
 from agents.engines.minilm import MiniLm
 from agents.engines.spacy_nouns import SpacyNouns
 from agents.said import nominals
+from infra.actors import Actor, Pose
 from infra.cutouts import load_cutouts
-from infra.synthetic import Actor, Pose, caption_of
+from infra.synthetic import caption_of
 from schemas.clip import Clip
 
 pytestmark = pytest.mark.weights

@@ -1,17 +1,28 @@
 """Hand-made outputs of all five agents, for tests that need a lake full of them but no engine."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from flows.chain import Chain
+from flows.doctor import fetch_weights
 from flows.plan import Plan, plan_build
+from flows.pools import Pools
 from flows.profile_config import ROLES, Profile, Role, load_profile
-from flows.wiring import Site, annotator_needs
+from flows.progress import BuildProgress
+from flows.publish import publish_build
+from flows.result import BuildResult
+from flows.step import BuildRun, run_step
+from flows.wiring import Site, agent_labels, annotator_needs, make_agent
+from infra.builds import AgentWork, BuildCommand
 from infra.lake import Lake
+from infra.pool import LocalPool
+from infra.synthetic import write_clips
+from infra.workbench import clip_id_of
 from schemas.caption import AppearanceFacts, CaptionSet, ColourShare, MotionFacts, ObjectCaption
 from schemas.clip import Clip
 from schemas.label import AgentLabel
@@ -165,6 +176,83 @@ class HandMadeLake:
         self.plan: Plan = plan_build(source, None, self.lake, self.profile, None, lambda line: None)
         self.chain = Chain(self.lake, by_hand.labels(), annotator_needs(self.profile))
         self.site = Site(videos_root=str(self.plan.videos_root), frames_dir=str(folder.parent / "frames"))
+
+    def publish(self, failed: Sequence[QuarantineEntry] = (), work: Sequence[AgentWork] = ()) -> BuildResult:
+        """Commit what the lake holds."""
+        command = BuildCommand(source=str(self.source), profile="embedded")
+        return publish_build(self.plan, self.chain, failed, command, self.lake, self.profile, self.site, work)
+
+
+class SmallBuilds:
+    """Builds of painted clips by the real agents, in this process: no Prefect, no Ray, else as `flows.build` does it.
+
+    `seen` are the clips that each agent was handed in the last build, as often as it was.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
+        self.source, self.rows, self.lake = folder / "rows.jsonl", list(rows), Lake(folder / "lake")
+        self.seen: dict[str, list[str]] = {}
+
+    def write(self, rows: Sequence[Mapping[str, object]]) -> None:
+        self.source.write_text("\n".join(map(json.dumps, rows)))
+
+    def profile(self, **config: Mapping[str, object]) -> Profile:
+        """The painted profile with some agents' settings changed."""
+        whole = load_profile("painted").model_dump()
+        for role, changes in config.items():
+            whole[role]["config"] |= changes
+        return Profile.model_validate(whole)
+
+    def build(self, profile: Profile | None = None, fails: Mapping[str, Sequence[str]] | None = None) -> BuildResult:
+        """Build what the source now holds; `fails` are clip ids, by agent, that end in an exception there."""
+        profile = profile or self.profile()
+        plan = plan_build(self.source, None, self.lake, profile, None, lambda line: None)
+        site = Site(videos_root=str(plan.videos_root), frames_dir=str(self.source.parent / "frames"))
+        chain = Chain(self.lake, agent_labels(profile), annotator_needs(profile))
+        self.seen = {}
+        pools = cast("Pools", _PoolsHere(profile, site, fails or {}, self.seen))
+        run = BuildRun(chain=chain, pools=pools, progress=BuildProgress(len(plan.clips), ()))
+        for role in ROLES:
+            run_step(role, 0, plan.clips, run, lambda level, line: None)
+        command = BuildCommand(source=str(self.source), profile="painted")
+        failed, work = tuple(run.failed.values()), tuple(run.work.values())
+        return publish_build(plan, chain, failed, command, self.lake, profile, site, work)
+
+    def clip_of(self, row: int) -> Clip:
+        """The clip that a row of the source gives."""
+        plan = plan_build(self.source, None, self.lake, self.profile(), None, lambda line: None)
+        return plan.clips[row]
+
+
+class _PoolsHere:
+    def __init__(
+        self, profile: Profile, site: Site, fails: Mapping[str, Sequence[str]], seen: dict[str, list[str]]
+    ) -> None:
+        self._profile, self._site, self._fails, self._seen = profile, site, fails, seen
+
+    def get(self, role: Role) -> LocalPool[Any, Any]:
+        agent = make_agent(role, self._profile, self._site)
+        bad, seen, work = self._fails.get(role, ()), self._seen.setdefault(role, []), agent.process
+
+        def process(jobs: Sequence[Any]) -> list[Any]:
+            ids = [clip_id_of(job) for job in jobs]
+            seen.extend(ids)
+            if set(ids) & set(bad):
+                raise RuntimeError(f"gone at {hex(id(jobs))}")
+            return work(jobs)
+
+        agent.process = process  # type: ignore[method-assign]
+        return LocalPool(lambda: agent, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def small_builds(tmp_path_factory: pytest.TempPathFactory) -> SmallBuilds:
+    """Three painted clips, not built yet."""
+    fetch_weights("painted", say=print)
+    folder = tmp_path_factory.mktemp("small")
+    made = SmallBuilds(folder, write_clips(folder / "clips", 3, 7))
+    made.write(made.rows)
+    return made
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from flows.build import build
 from flows.doctor import fetch_weights
 from flows.plan import Plan, plan_build
 from flows.profile_config import ROLES, load_profile
+from flows.quarantine import Choice, retry
 from flows.result import BuildResult
 from infra.builds import KINDS, list_builds, read_manifest, read_quarantine, read_samples, verify_build
 from infra.lake import Lake
@@ -215,7 +216,7 @@ def test_all_builds_stay_and_going_back_costs_nothing(story: Story) -> None:
         assert verify_build(Lake(story.lake), manifest.build_id) == []
 
 
-def test_a_clip_that_an_agent_cannot_finish_is_quarantined_and_done_by_the_next_run(story: Story) -> None:
+def test_a_clip_that_an_agent_cannot_finish_is_quarantined_until_it_is_taken_out(story: Story) -> None:
     source, lake, profile = (story.lake.with_name(name) for name in ("rows.jsonl", "broken-lake", "tiny.toml"))
     clip = story.plan.clips[0]
     truth = truth_path(source.parent / clip.video)
@@ -227,6 +228,12 @@ def test_a_clip_that_an_agent_cannot_finish_is_quarantined_and_done_by_the_next_
     entries = [e for e in read_quarantine(Lake(lake), broken.result.build_id) if e.subject_id == clip.clip_id]
     assert [(e.stage, e.reason, e.retryable) for e in entries] == [("segmenter", "agent_error", True)]
     assert truth.name in entries[0].evidence
+    again = run_once(source, lake, profile)
+    assert (again.result.build_id, again.result.ray_started) == (broken.result.build_id, False)
+    assert {state for name, state in again.states.items() if "unit" in name} == {"Cached"}
+    assert gained(broken, again) == dict.fromkeys(ROLES, 0)
+    done = retry(Lake(lake), None, Choice())
+    assert done.command.line("L") == f"videorefer build --source {source} --lake L --profile {profile}"
     assert {s.clip_id for s in read_samples(Lake(lake), broken.result.build_id, "qa")} != {clip.clip_id}
 
     mended = run_once(source, lake, profile)

@@ -13,9 +13,9 @@ import typer.main
 from click import Option
 from typer.testing import CliRunner
 
-from flows.cli import BAD_USAGE, FAILED, app
+from flows.cli import app
+from flows.cli_common import BAD_USAGE, FAILED
 from flows.profile_config import load_profile
-from flows.publish import publish_build
 from flows.server import HOST
 from flows.wiring import agent_labels, required_weights
 from infra.weights import CATALOGUE, FETCH_COMMAND
@@ -50,7 +50,7 @@ def one_error(result: Any, code: int) -> str:
 def built(lake_by_hand: Any) -> Any:
     """The lake made by hand, published."""
     made = lake_by_hand
-    publish_build(made.plan, made.chain, (), str(made.source), made.lake, made.profile, made.site)
+    made.publish()
     return made
 
 
@@ -68,7 +68,7 @@ def test_the_help_of_every_command_tells_what_it_does_and_each_option(name: str)
 def test_without_a_command_all_are_listed() -> None:
     said = invoke("--help").stdout
     assert all(name in said for name in COMMANDS)
-    assert {"demo", "build", "status", "show", "doctor", "up", "down"} <= set(COMMANDS)
+    assert {"demo", "build", "status", "show", "diff", "quarantine", "doctor", "up", "down"} <= set(COMMANDS)
 
 
 def test_an_unknown_option_is_bad_usage() -> None:

@@ -64,6 +64,14 @@ def test_without_npm_it_says_where_npm_comes_from(empty_cache: Path, monkeypatch
         assert ("Node.js" in finding.mend) == (finding.what in by_npm)
 
 
+def test_offline_it_says_what_forbids_fetching(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDEOREFER_OFFLINE", "1")
+    profile = load_profile("painted")
+    mends = [finding.mend for finding in examine(profile) if not finding.ok and finding.what in CATALOGUE]
+    assert mends
+    assert all("unset VIDEOREFER_OFFLINE" in mend and FETCH_COMMAND in mend for mend in mends)
+
+
 def test_our_names_are_our_own() -> None:
     assert check_names() is None
 

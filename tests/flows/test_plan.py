@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from flows.plan import Plan, plan_build
 from flows.profile_config import load_profile
 from infra import sources as sources_module
 from infra.lake import Lake
-from infra.sources import SourceError
+from infra.sources import SourceError, read_source
 
 
 def planned(source: Path, lake: Path, limit: int | None = None, **changes: Any) -> Plan:
@@ -131,3 +133,34 @@ def test_a_video_that_leads_out_of_the_root_is_refused_even_where_its_cuts_are_i
     video.unlink()
     outside.rename(video)
     assert len(planned(source, tmp_path / "lake").clips) == 1
+
+
+def test_columns_that_nobody_reads_are_said_once(make_video: Any, tmp_path: Path) -> None:
+    manifest = make_video().with_name("rows.csv")
+    manifest.write_text("video,caption,licence,x\na.mp4,A cat.,CC0,1\na.mp4,A dog.,CC0,2\n")
+    lines: list[str] = []
+    plan = plan_build(manifest, None, Lake(tmp_path / "lake"), load_profile("embedded"), None, lines.append)
+    assert len(plan.clips) == 2
+    assert [line for line in lines if "nobody reads" in line] == [
+        "columns that nobody reads: licence (is it license?), x"
+    ]
+
+
+def test_a_changed_image_of_a_frame_folder_is_cut_again(tmp_path: Path) -> None:
+    folder = tmp_path / "source" / "walk"
+    folder.mkdir(parents=True)
+    for number in range(24):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((64, 96, 3), 100 + number, np.uint8))
+    folder.with_suffix(".txt").write_text("A cat.")
+    (first,) = planned(folder.parent, tmp_path / "lake").clips
+    cv2.imwrite(str(folder / "3.png"), np.full((64, 96, 3), 3, np.uint8))
+    (second, *_) = planned(folder.parent, tmp_path / "lake").clips
+    assert second.video_sha256 != first.video_sha256
+
+
+def test_a_lake_inside_its_source_is_no_part_of_it(lake_by_hand: Any, tmp_path: Path) -> None:
+    lake_by_hand.publish()
+    assert Path(lake_by_hand.lake.root).is_relative_to(tmp_path)
+    _, listing = read_source(tmp_path, None)
+    assert [row.video for row in listing.rows] == ["source/a.mp4", "source/b.mp4", "source/silent.mp4"]
+    assert listing.rejected == ()

@@ -5,17 +5,13 @@ from typing import Any
 
 import pytest
 
-from flows.publish import ClipOutputs, LostError, check_nothing_lost, publish_build
+from flows.publish import ClipOutputs, LostError, check_nothing_lost
 from flows.result import BuildResult
 from infra.builds import KINDS, latest_build, read_manifest, read_quarantine, read_samples, verify_build
 from infra.lake import Lake
 from schemas.quarantine import QuarantineEntry
 from schemas.sample import SampleSet
 from schemas.track import TrackSet
-
-
-def publish(made: Any, failed: tuple[QuarantineEntry, ...] = ()) -> BuildResult:
-    return publish_build(made.plan, made.chain, failed, str(made.source), made.lake, made.profile, made.site)
 
 
 def a_failure(clip: Any) -> QuarantineEntry:
@@ -37,7 +33,7 @@ def outputs_of(by_hand: Any, clip: Any, **changes: Any) -> ClipOutputs:
 
 
 def test_a_build_is_committed_sound_and_named_latest(lake_by_hand: Any) -> None:
-    result = publish(lake_by_hand)
+    result = lake_by_hand.publish()
     assert result.is_new
     assert verify_build(lake_by_hand.lake, result.build_id) == []
     assert latest_build(lake_by_hand.lake) == result.build_id
@@ -49,7 +45,7 @@ def test_a_build_is_committed_sound_and_named_latest(lake_by_hand: Any) -> None:
 
 
 def test_everything_that_came_in_is_accounted_for(lake_by_hand: Any) -> None:
-    result = publish(lake_by_hand)
+    result = lake_by_hand.publish()
     lake, clips = lake_by_hand.lake, lake_by_hand.plan.clips
     for kind in KINDS:
         assert {sample.clip_id for sample in read_samples(lake, result.build_id, kind)} == {c.clip_id for c in clips}
@@ -62,7 +58,7 @@ def test_everything_that_came_in_is_accounted_for(lake_by_hand: Any) -> None:
 
 
 def test_samples_come_by_clip_then_by_their_id(lake_by_hand: Any) -> None:
-    result = publish(lake_by_hand)
+    result = lake_by_hand.publish()
     for kind in KINDS:
         places = [(s.clip_id, s.sample_id) for s in read_samples(lake_by_hand.lake, result.build_id, kind)]
         assert places == sorted(places)
@@ -70,20 +66,20 @@ def test_samples_come_by_clip_then_by_their_id(lake_by_hand: Any) -> None:
 
 
 def test_publishing_twice_writes_nothing_the_second_time(lake_by_hand: Any) -> None:
-    first = publish(lake_by_hand)
+    first = lake_by_hand.publish()
     before = {path: path.stat().st_mtime_ns for path in Path(first.folder).rglob("*") if path.is_file()}
-    second = publish(lake_by_hand)
+    second = lake_by_hand.publish()
     assert (second.build_id, second.is_new) == (first.build_id, False)
     assert second.counts == first.counts
     assert {path: path.stat().st_mtime_ns for path in Path(first.folder).rglob("*") if path.is_file()} == before
 
 
 def test_going_back_to_an_older_build_makes_it_the_latest_again(lake_by_hand: Any) -> None:
-    whole = publish(lake_by_hand)
-    partly = publish(lake_by_hand, (a_failure(lake_by_hand.plan.clips[0]),))
+    whole = lake_by_hand.publish()
+    partly = lake_by_hand.publish((a_failure(lake_by_hand.plan.clips[0]),))
     assert partly.build_id != whole.build_id
     assert latest_build(lake_by_hand.lake) == partly.build_id
-    assert publish(lake_by_hand).build_id == whole.build_id
+    assert lake_by_hand.publish().build_id == whole.build_id
     assert latest_build(lake_by_hand.lake) == whole.build_id
 
 
@@ -91,7 +87,7 @@ def test_the_same_records_give_the_same_bytes_in_another_lake(lake_by_hand: Any,
     other = type(lake_by_hand)(by_hand, lake_by_hand.source, tmp_path / "elsewhere" / "lake")
     for clip in reversed(other.plan.clips):  # the order in which agents ended must not matter
         by_hand.fill(other.chain, clip)
-    one, two = publish(lake_by_hand), publish(other)
+    one, two = lake_by_hand.publish(), other.publish()
     assert one.build_id == two.build_id
     shards = read_manifest(lake_by_hand.lake, one.build_id).shards
     assert shards == read_manifest(other.lake, two.build_id).shards
@@ -106,7 +102,7 @@ def test_a_failed_clip_stands_in_quarantine_and_the_others_in_the_build(
     good, bad = made.plan.clips
     by_hand.fill(made.chain, good)
     by_hand.fill(made.chain, bad, {"analyzer": by_hand.mentions(bad)})
-    result = publish(made, (a_failure(bad),))
+    result = made.publish((a_failure(bad),))
     entries = list(read_quarantine(made.lake, result.build_id))
     assert a_failure(bad) in entries
     assert {entry.subject_id for entry in entries if entry.clip_id == bad.clip_id} == {
@@ -115,7 +111,10 @@ def test_a_failed_clip_stands_in_quarantine_and_the_others_in_the_build(
     }
     assert {s.clip_id for kind in KINDS for s in read_samples(made.lake, result.build_id, kind)} == {good.clip_id}
     assert result.num_failed == 1
-    assert "1 clips failed; the same command tries them again" in result.summary()
+    assert result.summary().splitlines()[-1] == (
+        f"1 clips failed: videorefer quarantine list --lake {made.lake.address} --reason agent_died; "
+        "quarantine retry tries them again"
+    )
 
 
 def test_a_lost_clip_stops_the_build_before_it_is_committed(
@@ -124,13 +123,13 @@ def test_a_lost_clip_stops_the_build_before_it_is_committed(
     made = type(lake_by_hand)(by_hand, two_videos, tmp_path / "other" / "lake")
     by_hand.fill(made.chain, made.plan.clips[0])
     with pytest.raises(LostError, match=made.plan.clips[1].clip_id):
-        publish(made)
+        made.publish()
     assert latest_build(made.lake) is None
 
 
 def test_a_source_without_any_clip_still_gives_a_build(make_video: Any, by_hand: Any, lake_by_hand: Any) -> None:
     silent = make_video("silent/a.mp4").parent
-    result = publish(type(lake_by_hand)(by_hand, silent, silent.parent / "silent-lake"))
+    result = type(lake_by_hand)(by_hand, silent, silent.parent / "silent-lake").publish()
     assert (result.num_samples, result.num_quarantined) == (0, 1)
     assert verify_build(Lake(silent.parent / "silent-lake"), result.build_id) == []
 
@@ -170,7 +169,7 @@ def test_a_clip_of_which_nothing_is_said_left_no_trace(by_hand: Any) -> None:
 
 
 def test_the_result_says_the_figures_of_the_build(lake_by_hand: Any) -> None:
-    result = publish(lake_by_hand)
+    result = lake_by_hand.publish()
     split = lake_by_hand.plan.clips[0].split
     counts = {(entry.group, entry.name): entry.n for entry in result.counts}
     assert counts["samples", f"qa basic {split}"] == 4
@@ -185,10 +184,11 @@ def test_the_result_says_the_figures_of_the_build(lake_by_hand: Any) -> None:
     assert "12 samples, 5 quarantined, 0 clips failed" in page
     assert "| segmenter not_found | 2 |" in page
     assert "| segmenter: tracks | 2 |" in page
-    assert "unchanged, already committed" in publish(lake_by_hand).summary()
+    assert "unchanged, already committed" in lake_by_hand.publish().summary()
 
 
 def test_a_build_in_an_object_store_is_named_by_its_address(lake_by_hand: Any) -> None:
-    manifest = read_manifest(lake_by_hand.lake, publish(lake_by_hand).build_id)
-    result = BuildResult.of(manifest, "bucket/lake/builds/b1", is_new=True, num_failed=0)
-    assert result.report_uri == "bucket/lake/builds/b1/report.html"
+    manifest = read_manifest(lake_by_hand.lake, lake_by_hand.publish().build_id)
+    result = BuildResult.of(manifest, Lake("memory://bucket/lake"), is_new=True)
+    assert result.report_uri == f"memory:///bucket/lake/builds/{manifest.build_id}/report.html"
+    assert result.lake == "memory://bucket/lake"

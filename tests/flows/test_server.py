@@ -1,14 +1,17 @@
 """The local Prefect server: started once, found again, stopped with all its processes."""
 
 import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from flows import server as server_module
@@ -21,6 +24,7 @@ from flows.server import (
     start_server,
     stop_server,
 )
+from infra.processes import began
 from infra.settings import settings
 
 
@@ -146,8 +150,8 @@ def note(server: Server) -> Path:
 def test_a_process_that_only_bears_the_old_number_is_left_alone(
     sleeper: "subprocess.Popen[bytes]", healthy_url: str
 ) -> None:
-    began = str(int(server_module._began(sleeper.pid)) - 1)
-    state = note(Server(pid=sleeper.pid, began=began, url=healthy_url))
+    long_ago = str(int(began(sleeper.pid) or 0) - 1)
+    state = note(Server(pid=sleeper.pid, began=long_ago, url=healthy_url))
     assert running_server() is None
     assert stop_server() is None
     assert not state.exists()
@@ -156,7 +160,7 @@ def test_a_process_that_only_bears_the_old_number_is_left_alone(
 
 
 def test_a_server_that_hangs_is_stopped_all_the_same(sleeper: "subprocess.Popen[bytes]", free_port: int) -> None:
-    noted = Server(pid=sleeper.pid, began=server_module._began(sleeper.pid), url=f"http://{HOST}:{free_port}")
+    noted = Server(pid=sleeper.pid, began=began(sleeper.pid) or "", url=f"http://{HOST}:{free_port}")
     note(noted)
     assert running_server() is None
     assert stop_server() == noted
@@ -166,7 +170,7 @@ def test_a_server_that_hangs_is_stopped_all_the_same(sleeper: "subprocess.Popen[
 def test_a_server_that_ended_before_its_signal_is_no_error(
     sleeper: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noted = Server(pid=sleeper.pid, began=server_module._began(sleeper.pid), url=f"http://{HOST}:1")
+    noted = Server(pid=sleeper.pid, began=began(sleeper.pid) or "", url=f"http://{HOST}:1")
     note(noted)
     killpg = os.killpg
 
@@ -177,18 +181,6 @@ def test_a_server_that_ended_before_its_signal_is_no_error(
 
     monkeypatch.setattr(server_module.os, "killpg", just_ended)
     assert stop_server() == noted
-
-
-def test_without_proc_the_beginning_is_asked_of_ps(
-    sleeper: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Path, "exists", lambda path: False)
-    began = server_module._began(sleeper.pid)
-    assert began == server_module._began(sleeper.pid)
-    assert time.strptime(began)
-    sleeper.kill()
-    sleeper.wait()
-    assert server_module._began(sleeper.pid) is None
 
 
 def test_a_torn_note_of_the_server_counts_as_none(own_folders: Path) -> None:
@@ -206,6 +198,63 @@ def test_what_the_user_has_set_counts_first() -> None:
     assert os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] == "DEBUG"
 
 
-def test_without_a_server_prefect_is_left_to_start_its_own() -> None:
-    point_prefect_at_server()
-    assert "PREFECT_API_URL" not in os.environ
+def test_a_server_chosen_in_a_profile_of_prefect_counts(own_folders: Path) -> None:
+    (own_folders / "prefect").mkdir()
+    profiles = own_folders / "prefect" / "profiles.toml"
+    profiles.write_text('active = "x"\n[profiles.x]\nPREFECT_API_URL = "http://elsewhere/api"\n')
+    told = subprocess.run([sys.executable, "-c", CHILD], input="", capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True", "http://elsewhere/api"]
+
+
+CHILD = """
+import os, sys, time
+from flows.server import point_prefect_at_server
+has_page = point_prefect_at_server()
+print(has_page, os.environ["PREFECT_API_URL"], flush=True)
+sys.stdin.read()
+"""
+
+
+def servers_of(folder: Path) -> list[int]:
+    """The temporary servers that this test's processes started."""
+    return [
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if (command := said_by(process / "cmdline"))
+        and b"flows.temporary_server" in command
+        and os.fsencode(folder) in said_by(process / "environ")
+    ]
+
+
+def said_by(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGKILL])
+def test_without_a_server_a_temporary_one_is_started_that_ends_with_its_process(
+    own_folders: Path, number: signal.Signals | None
+) -> None:
+    command = [sys.executable, "-c", CHILD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        has_page, api_url = process.stdout.readline().split()
+        assert has_page == "False"
+        assert httpx.get(f"{api_url}/health").status_code == 200
+        assert len(servers_of(own_folders)) == 1
+        if number is not None:
+            process.send_signal(number)
+    deadline_s = time.monotonic() + 20.0
+    while servers_of(own_folders) and time.monotonic() < deadline_s:
+        time.sleep(0.2)
+    assert servers_of(own_folders) == []
+
+
+def test_a_temporary_server_that_does_not_come_up_names_its_log(own_folders: Path) -> None:
+    (own_folders / "prefect").write_text("a file where Prefect wants a folder")
+    with pytest.raises(ServerError, match=r"did not come up; its log: (.*)$") as raised:
+        point_prefect_at_server()
+    assert Path(str(raised.value).rsplit(": ", 1)[1]).read_text()
+    assert servers_of(own_folders) == []

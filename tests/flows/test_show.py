@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.publish import publish_build
 from flows.show import Rows, find_rows, print_rows
 from infra.lake import Lake, LakeError
 
@@ -16,7 +15,7 @@ from infra.lake import Lake, LakeError
 def built(lake_by_hand: Any) -> Any:
     """The lake made by hand, published."""
     made = lake_by_hand
-    publish_build(made.plan, made.chain, (), str(made.source), made.lake, made.profile, made.site)
+    made.publish()
     return made
 
 

@@ -1,5 +1,6 @@
 """One (unit, agent): what is in the lake is not done again, batches are committed as they end, failures stay apart."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -161,17 +162,102 @@ def test_a_failing_clip_costs_itself_only_and_later_agents_leave_it_out(
     ]  # fmt: skip
 
 
-def test_the_next_run_tries_failed_clips_again(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
-    steps(a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2"]})), clips)
+def test_the_next_run_does_not_try_a_failed_clip_again(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    first = a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2"]}))
+    steps(first, clips)
+    pools = LocalPools(by_hand)
+    run = a_run(tmp_path, by_hand, pools)
+    results = dict(zip(ROLES, steps(run, clips), strict=True))
+    assert pools.seen == {}
+    assert run.failed == first.failed
+    assert (results["segmenter"].cached, results["segmenter"].failed_before, results["segmenter"].failed) == (3, 1, 0)
+    assert [(results[role].cached, results[role].skipped) for role in ROLES[2:]] == [(2, 1)] * 3
+    counts = run.progress.snapshot()
+    assert {role: (counts[role].done, counts[role].failed) for role in ROLES[:2]} == {
+        "analyzer": (3, 0),
+        "segmenter": (3, 1),
+    }
+
+
+def test_a_failure_taken_out_is_tried_again_and_no_other(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    first = a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2", "c3"]}))
+    steps(first, clips)
+    first.chain.failure_store("segmenter").remove([first.chain.keys(clips[1])["segmenter"]])
     pools = LocalPools(by_hand)
     run = a_run(tmp_path, by_hand, pools)
     steps(run, clips)
-    assert run.failed == {}
+    assert list(run.failed) == ["c3"]
     assert pools.seen == {role: [["c2"]] for role in ROLES[1:]}
-    assert sorted(run.chain.outputs("refiner", clips)) == ["c1", "c2", "c3"]
+    assert sorted(run.chain.outputs("refiner", clips)) == ["c1", "c2"]
 
 
-def test_a_batch_of_failures_only_commits_nothing(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+def test_an_output_that_another_run_made_counts_for_more_than_a_failure(
+    tmp_path: Path, by_hand: Any, clips: list[Any]
+) -> None:
+    steps(a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2"]})), clips)
+    run = a_run(tmp_path, by_hand, LocalPools(by_hand))
+    by_hand.fill(run.chain, clips[1])
+    assert {(result.cached, result.failed_before) for result in steps(run, clips)} == {(3, 0)}
+    assert run.failed == {}
+
+
+def test_another_label_of_an_agent_tries_what_it_failed_on(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    steps(a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2"]})), clips)
+    pools = LocalPools(by_hand)
+    labels = by_hand.labels(segmenter="another prompt")
+    run = dataclasses.replace(
+        a_run(tmp_path, by_hand, pools), chain=Chain(Lake(tmp_path), labels, "tracks"), failed={}, work={}
+    )
+    steps(run, clips)
+    assert (run.failed, "analyzer" in pools.seen) == ({}, False)
+    assert pools.seen["segmenter"] == [["c1", "c2"], ["c3"]]
+
+
+def test_of_two_failures_on_one_clip_the_earlier_agents_stands_whichever_came_first(
+    tmp_path: Path, by_hand: Any, clips: list[Any]
+) -> None:
+    bad = {"segmenter": ["c2"], "annotator": ["c2"]}
+    stages = []
+    for order in (("segmenter", "annotator"), ("annotator", "segmenter")):
+        lake = tmp_path / order[0]
+        beside = Chain(Lake(lake), by_hand.labels(), "mentions")  # the annotator does not wait for the segmenter
+        run = dataclasses.replace(a_run(lake, by_hand, LocalPools(by_hand, bad=bad)), chain=beside, failed={}, work={})
+        results = {role: run_step(role, 0, clips, run, lambda *_: None) for role in ("analyzer", *order, "reviewer")}
+        assert [results[role].failed for role in order] == [1, 1]
+        assert results["reviewer"].skipped == 1
+        stages.append(run.failed["c2"].stage)
+    assert stages == ["segmenter", "segmenter"]
+
+
+def test_two_lakes_in_which_the_same_fails_hold_the_same_evidence(
+    tmp_path: Path, by_hand: Any, clips: list[Any]
+) -> None:
+    class Lost(HandAgent):
+        def process(self, jobs: Sequence[Record]) -> list[Record]:
+            raise OSError(f"no answer from 10.0.0.{id(jobs) % 255}:{1024 + id(jobs) % 999} for {object()}")
+
+    held = []
+    for name in ("one", "two"):
+        pools = LocalPools(by_hand)
+        pools.get = lambda role: LocalPool(lambda: Lost(role, by_hand, (), []), batch_size=2)  # type: ignore[method-assign]
+        run = a_run(tmp_path / name, by_hand, pools)
+        run_step("analyzer", 0, clips, run, lambda *_: None)
+        held.append(run.failed)
+    assert held[0] == held[1]
+    assert "OSError: no answer from … for <object object at 0x…>" in held[0]["c1"].evidence
+
+
+def test_the_work_of_a_run_is_added_up_for_each_agent(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
+    run = a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2"]}))
+    results = dict(zip(ROLES, steps(run, clips), strict=True))
+    assert {role: run.work[role].clips for role in ROLES} == {"analyzer": 3, "segmenter": 3} | dict.fromkeys(
+        ROLES[2:], 2
+    )
+    assert {role: run.work[role].busy_s for role in ROLES} == {role: results[role].busy_s for role in ROLES}
+    assert {work.engine for work in run.work.values()} == {"by hand"}
+
+
+def test_a_batch_of_failures_only_commits_no_output(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
     run = a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"analyzer": ["c1", "c2", "c3"]}))
     results = steps(run, clips)
     assert (results[0].done, results[0].failed, results[1].skipped) == (0, 3, 3)
@@ -189,5 +275,8 @@ def test_what_an_agent_logs_and_its_failures_reach_the_run(tmp_path: Path, by_ha
 
 
 def test_a_step_describes_itself_in_one_line() -> None:
-    said = StepResult(cached=1, done=2, failed=3, skipped=4, busy_s=5.04).describe()
-    assert said == "1 clips in the lake, 2 done, 3 failed, 4 skipped, 5.0 s of work"
+    figures = {"done": 2, "failed": 3, "skipped": 4, "busy_s": 5.04}
+    said = StepResult(cached=7, failed_before=0, **figures).describe()
+    assert said == "7 clips in the lake, 2 done, 3 failed, 4 skipped, 5.0 s of work"
+    said = StepResult(cached=7, failed_before=1, **figures).describe()
+    assert said == "7 clips in the lake (1 as failures), 2 done, 3 failed, 4 skipped, 5.0 s of work"

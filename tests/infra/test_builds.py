@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra import builds
-from infra.builds import BuildWriter, CountEntry, Manifest
+from infra.builds import BuildCommand, BuildWriter, CountEntry, Manifest
 from infra.lake import Lake, LakeError
 from schemas.label import AgentLabel
 from schemas.quarantine import QuarantineEntry
@@ -25,6 +25,16 @@ MANIFEST = Manifest(
     labels=(LABEL,),
     counts=(CountEntry(group="samples", name="qa", n=3),),
 )
+
+OLD_MANIFEST = """{
+  "build_id": "old", "schema_version": "1.0", "created_at": "2025-01-01T00:00:00+00:00",
+  "source": "my clips", "videos_root": "videos", "profile_name": "painted", "profile_json": "{}",
+  "labels": [{"agent": "analyzer", "engine": "nouns", "weights": ["w@1"], "config_json": "{}", "prompt_hash": "",
+              "revision": 1}],
+  "counts": [{"group": "samples", "name": "qa", "n": 3}],
+  "shards": [{"content": "qa", "path": "builds/old/data/qa/shard-00000.parquet", "rows": 3, "sha256": "00",
+              "bytes": 10}]
+}"""
 
 
 def sample(number: int, kind: str = "qa") -> Sample:
@@ -192,6 +202,32 @@ def test_a_garbled_latest_is_told(lake):
     lake.put("latest.json", b"[]")
     with pytest.raises(LakeError, match="must read"):
         builds.latest_build(lake)
+
+
+def test_a_manifest_from_before_commands_and_work_were_kept_is_read(lake):
+    lake.put("builds/old/manifest.json", OLD_MANIFEST.encode())
+    manifest = builds.read_manifest(lake, "old")
+    assert (manifest.command, manifest.work, manifest.labels) == (None, (), (LABEL,))
+    line = "videorefer build --source 'my clips' --lake L --root videos --profile painted"
+    assert manifest.asked.line("L") == line
+    assert [entry.build_id for entry in builds.list_builds(lake)] == ["old"]
+
+
+def test_what_was_asked_for_can_be_pasted_into_a_shell():
+    asked = BuildCommand(source="a b.csv", profile="embedded")
+    assert asked.line("s3://x/y") == "videorefer build --source 'a b.csv' --lake s3://x/y"
+    asked = BuildCommand(source="a.csv", root="$HOME", profile="my.toml", limit=3)
+    line = "videorefer build --source a.csv --lake L --root '$HOME' --profile my.toml --limit 3"
+    assert asked.line("L") == line
+
+
+def test_chosen_columns_come_alone_and_only_of_row_groups_with_a_chosen_clip(lake):
+    write(lake).commit(MANIFEST)
+    columns = ("sample_id", "objects.list.element.noun")
+    rows = [row for table in builds.read_columns(lake, "b1", "qa", columns) for row in table.to_pylist()]
+    assert rows == [{"sample_id": f"s{n:05d}", "objects": [{"noun": "dog"}]} for n in range(5)]
+    assert [t.num_rows for t in builds.read_columns(lake, "b1", "qa", columns, frozenset({"c"}))] == [2, 2, 1]
+    assert list(builds.read_columns(lake, "b1", "qa", columns, frozenset({"other"}))) == []
 
 
 def test_verify_tells_missing_and_changed_files(lake, tmp_path):

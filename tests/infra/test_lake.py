@@ -110,6 +110,47 @@ def test_a_torn_part_is_named(lake, keep_bytes):
         lake.agent_store(LABEL, MentionSet).keys()
 
 
+def test_failures_rest_apart_from_outputs_under_the_same_label(lake):
+    lake.agent_store(LABEL, MentionSet).append([("k1", mentions("a"))])
+    failures = lake.failure_store(LABEL)
+    assert failures.keys() == frozenset()
+    failures.append([("k2", entry("b"))])
+    assert failures.folder == f"failures/analyzer/{LABEL.config_hash}"
+    assert lake.failure_store(LABEL).read(["k2"]) == {"k2": entry("b")}
+    assert lake.agent_store(LABEL, MentionSet).keys() == {"k1"}
+
+
+def test_what_is_removed_is_gone_from_every_part_and_the_rest_stays(lake):
+    first, second = lake.failure_store(LABEL), lake.failure_store(LABEL)
+    first.append([("k1", entry("a")), ("k2", entry("b"))])
+    second.append([("k1", entry("other")), ("k3", entry("c"))])
+    first.append([("k4", entry("d"))])
+    first.remove(["k1", "k4", "nowhere"])
+    for store in (first, lake.failure_store(LABEL)):
+        assert store.keys() == {"k2", "k3"}
+        assert store.read(["k2", "k3"]) == {"k2": entry("b"), "k3": entry("c")}
+    assert sum(name.endswith(".parquet") for name in lake.names(first.folder)) == 2
+    first.append([("k1", entry("again"))])
+    assert lake.failure_store(LABEL).read(["k1"]) == {"k1": entry("again")}
+
+
+def test_a_removal_that_was_cut_off_loses_nothing_and_can_be_done_again(lake, monkeypatch):
+    store = lake.failure_store(LABEL)
+    store.append([("k1", entry("a")), ("k2", entry("b"))])
+    with monkeypatch.context() as broken:
+        broken.setattr(Lake, "remove", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            store.remove(["k1"])
+    assert lake.failure_store(LABEL).keys() == {"k1", "k2"}
+    lake.failure_store(LABEL).remove(["k1"])
+    assert lake.failure_store(LABEL).read(["k2"]) == {"k2": entry("b")}
+
+
+def test_a_file_in_the_lake_is_named_as_others_find_it(tmp_path):
+    assert Lake(tmp_path / "a b").uri("x.html") == (tmp_path / "a b" / "x.html").as_uri()
+    assert Lake("memory://bucket/lake").uri("builds", "x.html") == "memory:///bucket/lake/builds/x.html"
+
+
 def test_leftovers_of_a_killed_writer_are_ignored(tmp_path):
     store = Lake(tmp_path).agent_store(LABEL, MentionSet)
     store.append([("k", mentions("a"))])

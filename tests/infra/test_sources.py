@@ -2,13 +2,18 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra import raw_rows
+from infra.source_rows import check_source
 from infra.sources import ClipConfig, SourceError, SourceRow, clips_of, read_source
 from infra.video import probe, video_sha256
 
@@ -54,6 +59,7 @@ def test_manifests_of_all_kinds_give_the_same_rows(tmp_path: Path, kind: str) ->
     root, listing = read_source(written(tmp_path, kind, ROWS), None)
     assert root == tmp_path
     assert listing.rejected == ()
+    assert listing.ignored_columns == ("x",)
     first, second = listing.rows
     assert first == SourceRow(
         source_id="one", video="a.mp4", caption="A dog runs across the grass.", start_s=0.5, end_s=2.0, license=""
@@ -68,7 +74,7 @@ def test_a_folder_gives_its_videos_with_their_captions_in_order(tmp_path: Path) 
     for name in ("b.mp4", "a.MOV", "sub/c.webm", ".hidden.mp4", "no_caption.avi", "notes.pdf"):
         (tmp_path / name).touch()
     (tmp_path / "b.txt").write_text(" A dog\nruns. \n")
-    (tmp_path / "a.json").write_text(json.dumps({"caption": "A cat.", "id": "cat", "end_s": 3, "fps": 25}))
+    (tmp_path / "a.json").write_text(json.dumps({"caption": "A cat.", "id": "cat", "end_s": 3, "fps": "30000/1001"}))
     (tmp_path / "a.txt").write_text("not this one")
     (tmp_path / "sub/c.json").write_text("[1]")
     root, listing = read_source(tmp_path, None)
@@ -89,6 +95,76 @@ def test_sidecars_in_capitals_belong_to_their_videos(tmp_path: Path) -> None:
     (tmp_path / "A.TXT").write_text("A cat.")
     _, listing = read_source(tmp_path, None)
     assert [(row.video, row.caption) for row in listing.rows] == [("A.MP4", "A cat.")]
+
+
+def test_a_captioned_folder_of_images_is_one_video(tmp_path: Path) -> None:
+    for folder in ("walk.v2", "uncaptioned", "day"):
+        (tmp_path / folder).mkdir()
+    for name in ("walk.v2/0.jpg", "walk.v2/1.jpg", "uncaptioned/0.jpg", "day/a.mp4", "day/thumb.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "walk.v2.json").write_text(json.dumps({"caption": "A man walks.", "fps": "12"}))
+    (tmp_path / "day.txt").write_text("notes on that day")
+    _, listing = read_source(tmp_path, None)
+    assert [(row.video, row.caption, row.fps) for row in listing.rows] == [
+        ("walk.v2", "A man walks.", 12.0),
+        ("day/a.mp4", "", None),
+    ]
+    assert listing.rejected == ()
+
+
+def test_strange_names_are_read_as_they_are_or_told_in_one_line(tmp_path: Path) -> None:
+    names = [" lead.mp4", "-dash.mp4", "100%.mp4", "a:b.mp4", "file:x.mp4", "день 犬 👍.mp4"]
+    for name in (*names, "new\nline.mp4", os.fsdecode(b"caf\xe9.mp4")):
+        (tmp_path / name).touch()
+    _, listing = read_source(tmp_path, None)
+    assert [row.video for row in listing.rows] == sorted(names)
+    assert {reason_of(row.model_copy(update={"caption": "A cat."}), tmp_path) for row in listing.rows} == {"empty_file"}
+    assert [entry.reason for entry in listing.rejected] == ["bad_row"] * 2
+    for entry, name in zip(listing.rejected, (r"caf\udce9.mp4", r"new\nline.mp4"), strict=True):
+        assert entry.evidence.isprintable()
+        assert name in entry.evidence
+
+
+def test_a_file_of_another_kind_is_told_where_it_has_a_caption_of_its_own(tmp_path: Path) -> None:
+    files = ("a.mp4", "a.srt", "a.txt", "b.mp4.part", "b.mp4.txt", "c.xyz", "c.json", "d", "d.txt", "e.pdf", "f.txt")
+    for name in (*files, "still.JPG", "still.txt"):
+        (tmp_path / name).write_text("A cat.")
+    _, listing = read_source(tmp_path, None)
+    assert [row.video for row in listing.rows] == ["a.mp4", "still.JPG"]
+    assert [entry.reason for entry in listing.rejected] == ["bad_row"] * 3
+    told = {entry.subject_id.rpartition(":")[2]: entry.evidence for entry in listing.rejected}
+    assert set(told) == {"b.mp4.part", "c.xyz", "d"}
+    assert "'.xyz'" in told["c.xyz"]
+    assert all(".mkv" in evidence for evidence in told.values())
+
+
+def test_columns_that_nobody_reads_are_told_with_the_name_that_was_meant(tmp_path: Path) -> None:
+    rows = [{"video": "a.mp4", "caption": "A dog.", "licence": "CC0", "colour": "red"}]
+    for kind in ("csv", "jsonl"):
+        listing = read_source(written(tmp_path, kind, rows), None)[1]
+        assert listing.ignored_columns == ("colour", "licence (is it license?)")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/a.mp4").touch()
+    (tmp_path / "videos/a.json").write_text(json.dumps({"caption": "A dog.", "start": 3}))
+    assert read_source(tmp_path / "videos", None)[1].ignored_columns == ("start (is it start_s?)",)
+
+
+def test_only_the_first_row_is_read_to_check_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = written(tmp_path, "jsonl", [{"video": "a.mp4", "caption": "A dog."}] * 50)
+    read: list[str] = []
+    whole = raw_rows._object
+    monkeypatch.setattr(raw_rows, "_object", lambda text: read.append(text) or whole(text))
+    check_source(manifest, None)
+    assert len(read) == 1
+    assert len(read_source(manifest, None)[1].rejected) == 49
+
+
+def test_rows_before_all_columns_were_seen_are_not_lost(tmp_path: Path) -> None:
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_text('{"caption": "A cat."}\n{broken\n{"video": "a.mp4"}\n{"video": "b.mp4", "caption": "A dog."}')
+    listing = read_source(manifest, None)[1]
+    assert [(row.video, row.caption) for row in listing.rows] == [("a.mp4", ""), ("b.mp4", "A dog.")]
+    assert len(listing.rejected) == 2
 
 
 def test_paths_are_relative_to_a_given_root(tmp_path: Path) -> None:
@@ -139,6 +215,7 @@ def test_sources_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     (tmp_path / "lacking.csv").write_text("path,caption\na.mp4,A dog.\n")
     (tmp_path / "lacking.jsonl").write_text('{"video": "a.mp4"}\n')
+    (tmp_path / "other.csv").write_text("videos,Captions\na.mp4,A dog.\n")
     (tmp_path / "empty.csv").touch()
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "header.csv").write_text("video,caption\n")
@@ -149,6 +226,7 @@ def test_sources_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path) -> 
         "empty": "holds no video file",
         "lacking.csv": "lacks video",
         "lacking.jsonl": "lacks caption",
+        "other.csv": r"lacks video \(is it videos\?\) and caption \(is it Captions\?\)",
         "empty.csv": "lacks video and caption",
         "empty.jsonl": "holds no row",
         "header.csv": "holds no row",
@@ -156,9 +234,10 @@ def test_sources_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path) -> 
         "clips.xlsx": "must be one of .csv, .jsonl, .parquet",
     }
     for name, message in expected.items():
-        with pytest.raises(SourceError, match=message) as caught:
-            read_source(tmp_path / name, None)
-        assert "\n" not in str(caught.value)
+        for read in (read_source, check_source):
+            with pytest.raises(SourceError, match=message) as caught:
+                read(tmp_path / name, None)
+            assert "\n" not in str(caught.value)
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(SourceError, match="does not lie in"):
         read_source(tmp_path / "empty", tmp_path / "elsewhere")
@@ -233,6 +312,8 @@ def test_no_path_leads_out_of_the_root(make_video: MakeVideo, tmp_path: Path) ->
 
 def test_videos_that_cannot_be_used_are_rejected_with_their_reason(make_video: MakeVideo, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("words")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder").mkdir()
     (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
     make_video("one.mp4", num_frames=1)
     make_video("short.mp4", num_frames=10)
@@ -240,14 +321,36 @@ def test_videos_that_cannot_be_used_are_rejected_with_their_reason(make_video: M
     assert reason_of(row_of("absent.mp4"), tmp_path) == "missing_file"
     assert reason_of(row_of("x" * 300 + ".mp4"), tmp_path) == "missing_file"
     assert reason_of(row_of("loop.mp4"), tmp_path) == "missing_file"
+    assert reason_of(row_of("folder"), tmp_path) == "missing_file"
+    assert reason_of(row_of("empty.mp4"), tmp_path) == "empty_file"
     assert reason_of(row_of("text.mp4"), tmp_path) == "unreadable_video"
     assert reason_of(row_of("one.mp4"), tmp_path) == "still_image"
     assert reason_of(row_of("short.mp4"), tmp_path) == "shot_too_short"
     assert reason_of(row_of("large.mp4"), tmp_path, ClipConfig(max_frame_px=64 * 96 - 1)) == "too_large"
 
 
-def test_clips_of_a_cut_off_file_end_where_it_does(make_video: MakeVideo, tmp_path: Path) -> None:
+def test_of_a_cut_off_file_what_decodes_is_used_and_said(make_video: MakeVideo, tmp_path: Path) -> None:
     path = make_video("a.mkv", num_frames=200, options={"g": "12"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    (clip,) = clips_of(row_of("a.mkv"), tmp_path, CONFIG).clips
-    assert clip.end_frame == probe(path).num_frames < 200
+    left = probe(path)
+    assert 50 < left.num_frames < 150
+    for end_s in (None, 8.0):
+        clip_set = clips_of(row_of("a.mkv", end_s=end_s), tmp_path, CONFIG)
+        assert [(clip.start_frame, clip.end_frame) for clip in clip_set.clips] == [(0, left.num_frames)]
+        (entry,) = clip_set.rejected
+        assert (entry.reason, entry.subject_id, entry.clip_id) == ("truncated", "s", "")
+        assert f"{left.num_frames} frames, {left.duration_s:.3f} s of the 8.000 s" in entry.evidence
+    assert reason_of(row_of("a.mkv", start_s=7.0, end_s=8.0), tmp_path) == "truncated"
+    assert reason_of(row_of("a.mkv", start_s=2.0, end_s=1.0), tmp_path) == "bad_span"
+
+
+def test_the_rate_of_a_folder_of_images_is_the_rows_else_the_profiles(tmp_path: Path) -> None:
+    (tmp_path / "walk").mkdir()
+    for number in range(30):
+        cv2.imwrite(str(tmp_path / "walk" / f"{number}.png"), np.full((32, 48, 3), number, np.uint8))
+    (clip,) = clips_of(row_of("walk"), tmp_path, CONFIG).clips
+    assert (clip.fps, clip.end_frame, clip.end_s) == (24.0, 30, 30 / 24)
+    (clip,) = clips_of(row_of("walk", fps=10.0), tmp_path, ClipConfig(frame_folder_fps=5.0)).clips
+    assert (clip.fps, clip.end_s) == (10.0, 3.0)
+    (clip,) = clips_of(row_of("walk", start_s=2.0), tmp_path, ClipConfig(frame_folder_fps=5.0)).clips
+    assert (clip.fps, clip.start_frame) == (5.0, 10)

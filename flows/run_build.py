@@ -1,0 +1,77 @@
+"""One build from the command line: its server, what earlier builds left there, its progress, and how it ends."""
+
+import logging
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from flows.cli_common import FAILED, INTERRUPTED, fail, print_json, tell
+from flows.preflight import preflight
+from flows.progress import TerminalProgress
+from flows.result import BuildResult
+from flows.server import Server, point_prefect_at_server
+from infra.ray_folder import sweep_lost_folders
+
+
+def run_build(
+    source: Path, root: Path | None, lake: str, profile: str, limit: int | None, ray: str | None, as_json: bool
+) -> None:
+    """Build, and print what came of it; a build that was cancelled or lost its server ends the process."""
+    preflight(str(source), str(root) if root else None, lake, profile)
+    has_page = point_prefect_at_server()
+    from httpx import HTTPError, TransportError
+    from prefect import tags
+    from prefect.exceptions import CancelledRun
+
+    from flows.build import build, watched_by
+    from flows.leftovers import end_lost_runs, other_builds, process_tag, wait_until_told
+    from flows.run_watch import ServerLostError
+
+    logging.raiseExceptions = False  # that a log line did not reach a server that is gone is no news
+    console = Console(stderr=True, quiet=as_json)
+    sweep_lost_folders()
+    if num_lost := end_lost_runs():
+        console.print(f"runs of killed builds that now count as ended: {num_lost}", highlight=False)
+    for other in other_builds(lake):
+        console.print(other.describe(), highlight=False, soft_wrap=True)
+    if has_page:
+        console.print(f"watch it: {os.environ['PREFECT_API_URL'].removesuffix('/api')}/runs", highlight=False)
+    lake = lake if "://" in lake else str(Path(lake).absolute())  # as others see it on the run's page
+    try:
+        with tags(process_tag()), TerminalProgress(console) as terminal, watched_by(terminal):
+            result = build(str(source), lake, str(root) if root else None, profile, limit, ray)
+    except CancelledRun as said:
+        fail(str(said), INTERRUPTED)
+    except (ServerLostError, TransportError) as error:
+        _leave(f"the Prefect server does not answer ({error}); the same command goes on from here")
+    finally:
+        if not has_page:
+            with suppress(HTTPError):
+                wait_until_told()
+    assert isinstance(result, BuildResult)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        Console().print(result.summary(), highlight=False, soft_wrap=True)
+
+
+def end_lost_builds(server: Server) -> None:
+    """End on a server the runs of builds that were killed; where it is too busy now, another command will do it."""
+    os.environ.setdefault("PREFECT_API_URL", server.api_url)
+    from httpx import HTTPError
+
+    from flows.leftovers import end_lost_runs
+
+    with suppress(HTTPError):
+        end_lost_runs()
+
+
+def _leave(message: str) -> NoReturn:
+    """Fail without the interpreter's own end, in which Prefect would try for minutes to tell its server the last."""
+    tell(message)
+    sys.stderr.flush()
+    os._exit(FAILED)

@@ -1,0 +1,58 @@
+"""Whether the Ray in use still lives. Ray itself tells a driver late or not at all, or ends it.
+
+Seen with Ray 2.60: without its raylet a driver waits for new actors for ever; a minute without its control store (GCS)
+and Ray exits the whole process.
+"""
+
+import time
+
+import ray
+from ray.exceptions import RayError
+
+from infra.child import death_of
+
+_EVERY_S = 2.0
+_PATIENCE_S = 20.0
+"""How long a cluster's control store may be silent: it may be moving to another node."""
+_ANSWER_S = 1.0
+_VITAL = {"gcs_server", "raylet"}
+_ADVICE = "the same command goes on from here"
+
+
+class RayHealth:
+    """Looks at the Ray in use, at most every two seconds; for one thread."""
+
+    def __init__(self) -> None:
+        self._looked_s = self._answered_s = time.monotonic()
+
+    def trouble(self) -> str:
+        """One line about what died, or nothing.
+
+        Of a Ray started here: the processes that all work needs. Of a cluster: whether its control store answers and
+        takes this machine's node for alive.
+        """
+        now = time.monotonic()
+        if now - self._looked_s < _EVERY_S:
+            return ""
+        self._looked_s = now
+        worker = ray._private.worker
+        if worker._global_node is None:
+            return ""  # shut down
+        if worker._global_node.is_head():
+            return _dead_here(worker._global_node)
+        return self._silent_cluster(worker.global_worker.gcs_client)
+
+    def _silent_cluster(self, gcs_client: ray._raylet.GcsClient) -> str:
+        node_id = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
+        try:
+            is_alive = gcs_client.check_alive([node_id], timeout=_ANSWER_S)[0]
+        except RayError:
+            silent_s = time.monotonic() - self._answered_s
+            return f"the Ray cluster does not answer for {silent_s:.0f} s; {_ADVICE}" if silent_s > _PATIENCE_S else ""
+        self._answered_s = time.monotonic()
+        return "" if is_alive else f"this machine's node of the Ray cluster died; {_ADVICE}"
+
+
+def _dead_here(node: ray._private.node.Node) -> str:
+    dead = [f"{name} {death_of(process.returncode)}" for name, process in node.dead_processes() if name in _VITAL]
+    return f"Ray on this machine died: {', '.join(dead)}; {_ADVICE}" if dead else ""

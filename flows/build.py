@@ -6,6 +6,7 @@ Prefect is the control plane: states, retries, what is seen on the page. Ray is 
 hold the engines. The lake is the only cache: a step whose clips are all there returns the state `Cached`.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,8 +160,9 @@ def _build(
             _run_units(plan, run, resolved.units_in_flight, steps)
             ray_started = pools.started
     finally:
+        end_s = time.monotonic() + END_S
         for step in steps:  # without pools they end at once; left to Prefect, some would stay without a final state
-            step.wait(END_S)
+            step.wait(max(0.0, end_s - time.monotonic()))
     command = BuildCommand(source=source, root=root, profile=profile, limit=limit)
     result: BuildResult = publish_task(
         _whole(plan), _whole(run), _whole(command), _whole(store), _whole(resolved), _whole(site)

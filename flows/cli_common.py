@@ -34,6 +34,8 @@ def one_line_errors() -> Iterator[None]:
     """Say in one line, and by the exit code, what went wrong that users or machines can cause."""
     try:
         yield
+    except typer.Exit:
+        raise
     except (ProfileError, SourceError) as error:
         fail(str(error), BAD_USAGE)
     except ValidationError as error:

@@ -4,6 +4,7 @@ Every build that is started from the command line carries a tag that names its p
 which runs are whose, from their first moment, and whoever comes next can end those whose process is gone.
 """
 
+import itertools
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -22,6 +23,8 @@ from schemas.record import Record
 TELL_S = 15.0
 
 _PREFIX = "process="
+_PAGE = 200
+"""How many runs a server gives at once."""
 _UNFINISHED = {"type": {"any_": [StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]}}
 
 
@@ -88,11 +91,15 @@ def wait_until_told(within_s: float = TELL_S) -> None:
 
 def _tagged_runs(client: SyncPrefectClient) -> Iterator[tuple[FlowRun, ProcessMark]]:
     """The runs that have not ended, with the process that their tag names."""
-    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"state": _UNFINISHED}))
-    for run in runs:
-        for tag in run.tags:
-            if mark := _mark_of(tag):
-                yield run, mark
+    unfinished = FlowRunFilter.model_validate({"state": _UNFINISHED})
+    for offset in itertools.count(0, _PAGE):
+        runs = client.read_flow_runs(flow_run_filter=unfinished, limit=_PAGE, offset=offset)
+        for run in runs:
+            for tag in run.tags:
+                if mark := _mark_of(tag):
+                    yield run, mark
+        if len(runs) < _PAGE:
+            return
 
 
 def _mark_of(tag: str) -> ProcessMark | None:

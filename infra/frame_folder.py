@@ -46,7 +46,11 @@ def frame_files(folder: Path) -> Version:
     Raises VideoError: missing_file where there is none, still_image where there is one, outside_root where a link leads
     out of the folder, unreadable_video where two kinds of picture (JPEG and PNG, say) leave open which are the frames.
     """
-    found = [entry for entry in os.scandir(folder) if _is_picture(entry.name) and not entry.is_dir()]
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if _is_picture(entry.name) and not entry.is_dir()]
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     if not found:
         raise VideoError("missing_file", f"{folder.name}: a folder without a picture")
     _check_files(folder, found)
@@ -56,8 +60,16 @@ def frame_files(folder: Path) -> Version:
     if len(found) == 1:
         raise VideoError("still_image", f"{folder.name}: holds 1 frame; a video has at least 2")
     found.sort(key=lambda entry: _natural(entry.name))
-    stats = [entry.stat() for entry in found]
+    try:
+        stats = [entry.stat() for entry in found]
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     return tuple((entry.name, stat.st_mtime_ns, stat.st_size) for entry, stat in zip(found, stats, strict=True))
+
+
+def _unreadable(folder: Path, error: OSError) -> VideoError:
+    what = Path(error.filename or folder).name
+    return VideoError("unreadable_video", f"{folder.name}: {what} cannot be read ({error.strerror})")
 
 
 def folder_info(folder: Path, fps: float, max_frame_px: int = MAX_FRAME_PX) -> VideoInfo:

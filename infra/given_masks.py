@@ -124,7 +124,10 @@ class MaskReader:
     def _read_rle_object(self, path: Path, name: str, size: _Size) -> tuple[str | None, ...]:
         with self._lock:
             if path not in self._places:
-                self._places[path] = places_of(path)
+                try:
+                    self._places[path] = places_of(path)
+                except ValueError as error:
+                    raise MaskError(f"{path.name} is no JSON object of masks: {one_line(error)}") from error
         place = self._places[path].get(name)
         if place is None:
             raise MaskError(f"{path.name} holds no object {name}")
@@ -133,7 +136,7 @@ class MaskReader:
             text = file.read(place[1] - place[0])
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MaskError(f"{path.name}: object {name}: {one_line(error)}") from error
         return tuple(_checked(f"{path.name}: object {name}, mask {i}", item, size) for i, item in enumerate(values))
 

@@ -11,6 +11,7 @@ Ref-YouTube-VOS challenge, and the text files of Khoreva et al., ACCV 2018). A r
 caption.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,10 +56,10 @@ class _Layout:
         """That of a video's frame folder, which may hold the frames between the named ones too."""
         if self.folder.name == DAVIS_SIZE:
             return DAVIS_FPS
-        try:
-            num_files = sum(1 for _ in (self.folder / video).iterdir())
-        except OSError:
-            num_files = 0
+        num_files = 0
+        if ".." not in Path(video).parts and not Path(video).is_absolute():
+            with contextlib.suppress(OSError, ValueError):  # ValueError: a name that no file can have
+                num_files = sum(1 for _ in (self.folder / video).iterdir())
         return NAMED_FPS * max(1, round((num_files - 1) / max(1, num_named - 1)))
 
 
@@ -125,7 +126,7 @@ def _rows_of(layout: _Layout, video: str, entry: Any) -> Iterator[RawRow]:
             layout.row(video, exp_id, one["exp"], one.get("anno_id" if by_rle else "obj_id"), frames)
             for exp_id, one in expressions.items()
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         rows = [(video, f"no entry of {EXPRESSIONS}: {type(error).__name__} {one_line(error)}")]
     yield from rows
 

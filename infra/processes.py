@@ -8,9 +8,14 @@ from typing import Self
 
 from schemas.record import Record
 
+_FIRST_NAMESPACE = "pid:[4026531836]"  # of every machine outside containers (linux/proc_ns.h)
+
 
 class ProcessMark(Record):
-    """A process of one machine; `began` is when it began, in words of the system that only serve to compare."""
+    """A process of one machine or container, which `host` names.
+
+    `began` is when it began, in words of the system that only serve to compare.
+    """
 
     host: str
     pid: int
@@ -19,17 +24,26 @@ class ProcessMark(Record):
     @classmethod
     def of(cls, pid: int) -> Self:
         """The process that has this number now; `began` is empty where there is none."""
-        return cls(host=platform.node(), pid=pid, began=began(pid) or "")
+        return cls(host=_here(), pid=pid, began=began(pid) or "")
 
     @property
     def is_here(self) -> bool:
         """Whether it is, or was, a process of this machine: of others nothing can be known."""
-        return self.host == platform.node()
+        return self.host == _here()
 
     @property
     def runs(self) -> bool:
         """Whether it still runs; only to be asked where `is_here`."""
         return bool(self.began) and began(self.pid) == self.began
+
+
+def _here() -> str:
+    """Name of the machine, or container: two may bear one name and still not see each other's processes."""
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink().name
+    except OSError:
+        return platform.node()
+    return platform.node() if namespace == _FIRST_NAMESPACE else f"{platform.node()} {namespace}"
 
 
 def began(pid: int) -> str | None:

@@ -55,13 +55,16 @@ def folder_rows(folder: Path, root: Path, columns: set[str]) -> Iterator[RawRow]
     if not folder.resolve().is_relative_to(root.resolve()):
         raise SourceError(f"folder {folder} does not lie in the videos root {root}")
     below_root = folder.resolve().relative_to(root.resolve())
-    for parent, folders, names in os.walk(folder):
+    unread: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=unread.append):
         seen = sorted(name for name in folders if not name.startswith("."))
         frame_folders = [name for name in seen if _is_frame_folder(Path(parent, name))]
         folders[:] = [name for name in seen if name not in frame_folders]
         for name in sorted((*_files_of_rows(names, frame_folders), *frame_folders)):
             place = Path(parent, name).relative_to(folder)
             yield place.as_posix(), _captioned(Path(parent, name), (below_root / place).as_posix(), columns)
+    for error in unread:
+        yield Path(error.filename).relative_to(folder).as_posix(), f"the folder cannot be read: {error.strerror}"
 
 
 def one_line(error: Exception) -> str:
@@ -99,8 +102,11 @@ def _is_frame_folder(folder: Path) -> bool:
     """Whether a folder has a caption beside it and images in it; one of videos may have a note beside it too."""
     if not any(_beside(folder, suffix).is_file() for suffix in SIDECAR_SUFFIXES):
         return False
-    with os.scandir(folder) as entries:
-        suffixes = {Path(entry.name).suffix.lower() for entry in entries if not entry.name.startswith(".")}
+    try:
+        with os.scandir(folder) as entries:
+            suffixes = {Path(entry.name).suffix.lower() for entry in entries if not entry.name.startswith(".")}
+    except OSError:  # whoever reads it says so
+        return True
     return bool(suffixes & IMAGE_SUFFIXES) and not suffixes & VIDEO_SUFFIXES
 
 

@@ -6,9 +6,11 @@ import stat
 import unicodedata
 from pathlib import Path
 
+import av
+import cv2
 from pydantic import Field
 
-from infra.raw_rows import SourceError
+from infra.raw_rows import SourceError, one_line
 from infra.scenes import shots
 from infra.source_rows import SourceListing, SourceRow, read_source, rejection
 from infra.video import FOLDER_FPS, VideoError, VideoInfo, probe, video_sha256
@@ -75,6 +77,9 @@ def clips_of(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet:
         spans = _shots(path, sha256, first, end)
     except (RowError, VideoError) as error:
         entry = rejection(row.source_id, error.reason, str(error))
+        return ClipSet(source_id=row.source_id, clips=(), rejected=(entry,))
+    except (OSError, av.FFmpegError, cv2.error) as error:  # a disk that fails, a picture that vanishes meanwhile
+        entry = rejection(row.source_id, "unreadable_video", f"{row.video}: {type(error).__name__}: {one_line(error)}")
         return ClipSet(source_id=row.source_id, clips=(), rejected=(entry,))
     clips = [_clip(row, info, sha256, *span) for span in spans]
     short = tuple(_too_short(clip, config) for clip in clips if _seconds(clip) < config.min_shot_s)

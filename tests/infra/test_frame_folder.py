@@ -153,6 +153,9 @@ def test_links_may_not_lead_out_of_the_folder(make_folder: MakeFolder, tmp_path:
     folder = make_folder(numbered(count=3))
     (folder / "00011.jpg").symlink_to("00010.jpg")
     assert probe(folder).num_frames == 4
+    (folder / "00012.jpg").symlink_to("00012.jpg")
+    assert reason_of(folder, "00012") == "unreadable_video"
+    (folder / "00012.jpg").unlink()
     outside = tmp_path / "outside.jpg"
     (folder / "00005.jpg").rename(outside)
     (folder / "00005.jpg").symlink_to(outside)

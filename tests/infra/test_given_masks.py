@@ -226,3 +226,10 @@ def test_of_a_file_cut_short_the_whole_arrays_are_found(tmp_path: Path) -> None:
     assert list(places_of(path)) == ["a"]
     path.write_text("")
     assert places_of(path) == {}
+
+
+@pytest.mark.parametrize("text", ["[[1], [2]]", '{"\\\\q": [1]}', '{"0": ' + "[" * 100_000 + "]" * 100_000 + "}"])
+def test_a_file_that_is_no_object_of_masks_costs_its_rows_only(layouts: Any, tmp_path: Path, text: str) -> None:
+    split = layouts.mevis(tmp_path / "train", {"v1": layouts.small()})
+    (split / "mask_dict.json").write_text(text)
+    assert "mask_dict.json" in Given(split).evidence("v1/1")

@@ -75,7 +75,7 @@ def test_a_bad_entry_costs_itself_only(layouts: Any, tmp_path: Path) -> None:
     meta["videos"]["v1"] = "nothing"
     meta["videos"]["v2"]["frames"] = [1, 2]
     meta["videos"]["v3"]["expressions"]["0"]["exp"] = ["no text"]
-    meta["videos"] |= {name: meta["videos"]["v3"] for name in ("nul\0", "\ud800")}
+    meta["videos"] |= dict.fromkeys(("nul\0", "\ud800"), meta["videos"]["v3"])
     (split / "meta_expressions.json").write_text(json.dumps(meta))
     _, listing = read_source(split, None)
     assert [row.source_id for row in listing.rows] == ["v3/1"]

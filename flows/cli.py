@@ -45,7 +45,9 @@ app = typer.Typer(
 
 app.add_typer(quarantine_app, name="quarantine")
 
-PortOption = Annotated[int, typer.Option("--port", help="Where the Prefect server listens, on loopback.")]
+PortOption = Annotated[
+    int, typer.Option("--port", min=1, max=65535, help="Where the Prefect server listens, on loopback.")
+]
 
 
 @app.command()

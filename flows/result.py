@@ -57,6 +57,8 @@ class BuildResult(Record):
             f"dataset: {self.folder}/data",
             f"report:  {self.report_uri}",
         ]
+        if self.num_quarantined and not self.num_failed:
+            lines.append(f"dropped, and why: {shlex.join(('videorefer', 'quarantine', 'list', '--lake', self.lake))}")
         if self.num_failed:
             words = ["videorefer", "quarantine", "list", "--lake", self.lake]
             words += [word for reason in self.failed_reasons for word in ("--reason", reason)]

@@ -15,6 +15,7 @@ from flows.progress import TerminalProgress
 from flows.result import BuildResult
 from flows.server import Server, point_prefect_at_server
 from infra.ray_folder import sweep_lost_folders
+from infra.source_rows import check_source
 
 
 def run_build(
@@ -33,6 +34,8 @@ def run_build(
 
     logging.raiseExceptions = False  # that a log line did not reach a server that is gone is no news
     console = Console(stderr=True, quiet=as_json)
+    if ignored := check_source(source, root):
+        console.print(f"columns that nobody reads: {', '.join(ignored)}", highlight=False, markup=False)
     sweep_lost_folders()
     if num_lost := end_lost_runs():
         console.print(f"runs of killed builds that now count as ended: {num_lost}", highlight=False)

@@ -56,13 +56,19 @@ def folder_rows(folder: Path, root: Path, columns: set[str]) -> Iterator[RawRow]
         raise SourceError(f"folder {folder} does not lie in the videos root {root}")
     below_root = folder.resolve().relative_to(root.resolve())
     unread: list[OSError] = []
+    lonely: list[str] = []
+    has_rows = False
     for parent, folders, names in os.walk(folder, onerror=unread.append):
         seen = sorted(name for name in folders if not name.startswith("."))
         frame_folders = [name for name in seen if _is_frame_folder(Path(parent, name))]
         folders[:] = [name for name in seen if name not in frame_folders]
         for name in sorted((*_files_of_rows(names, frame_folders), *frame_folders)):
             place = Path(parent, name).relative_to(folder)
+            has_rows = True
             yield place.as_posix(), _captioned(Path(parent, name), (below_root / place).as_posix(), columns)
+        lonely += [Path(parent, name).relative_to(folder).as_posix() for name in _lonely_captions(names, seen)]
+    if has_rows:  # else the source is just no folder of videos
+        yield from ((place, "a caption without a video beside it") for place in lonely)
     for error in unread:
         yield Path(error.filename).relative_to(folder).as_posix(), f"the folder cannot be read: {error.strerror}"
 
@@ -96,6 +102,13 @@ def _files_of_rows(names: Sequence[str], frame_folders: Sequence[str]) -> list[s
     known = (*VIDEO_SUFFIXES, *SIDECAR_SUFFIXES)
     others = [path for path in files if path.stem in free and path.suffix.lower() not in known]
     return [path.name for path in (*videos, *others)]
+
+
+def _lonely_captions(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Captions beside which nothing bears their name."""
+    files = [Path(name) for name in names if not name.startswith(".")]
+    claimed = {path.stem for path in files if path.suffix.lower() not in SIDECAR_SUFFIXES} | set(folders)
+    return sorted(path.name for path in files if path.suffix.lower() in SIDECAR_SUFFIXES and path.stem not in claimed)
 
 
 def _is_frame_folder(folder: Path) -> bool:

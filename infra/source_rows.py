@@ -55,12 +55,16 @@ class SourceListing(Record):
     ignored_columns: tuple[str, ...] = ()
 
 
-def check_source(source: Path, root: Path | None) -> None:
-    """Raise SourceError where a source cannot be read at all, as told by its first row: the rest is not read."""
+def check_source(source: Path, root: Path | None) -> tuple[str, ...]:
+    """The columns of the first row that nobody reads, each with the known one that it is much like; no more is read.
+
+    Raises SourceError where the source cannot be read at all.
+    """
     source = source.absolute()
-    _, raw_rows, _ = _open(source, root)
+    _, raw_rows, columns = _open(source, root)
     if next(raw_rows, None) is None:
         raise _empty(source)
+    return _ignored(columns)
 
 
 def read_source(source: Path, root: Path | None) -> tuple[Path, SourceListing]:
@@ -128,8 +132,11 @@ def _listing(raw_rows: Iterator[RawRow], columns: set[str], source: Path) -> Sou
             rejected.append(rejection(row.source_id, "bad_row", f"{where}: id {printable(row.source_id)} came before"))
         else:
             rows[row.source_id] = row
-    ignored = tuple(with_nearest(name, set(COLUMNS) - columns) for name in sorted(columns - set(COLUMNS)))
-    return SourceListing(rows=tuple(rows.values()), rejected=tuple(rejected), ignored_columns=ignored)
+    return SourceListing(rows=tuple(rows.values()), rejected=tuple(rejected), ignored_columns=_ignored(columns))
+
+
+def _ignored(columns: set[str]) -> tuple[str, ...]:
+    return tuple(with_nearest(name, set(COLUMNS) - columns) for name in sorted(columns - set(COLUMNS)))
 
 
 def _row(values: Mapping[str, Any]) -> SourceRow:

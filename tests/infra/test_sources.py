@@ -131,8 +131,9 @@ def test_a_file_of_another_kind_is_told_where_it_has_a_caption_of_its_own(tmp_pa
         (tmp_path / name).write_text("A cat.")
     _, listing = read_source(tmp_path, None)
     assert [row.video for row in listing.rows] == ["a.mp4", "still.JPG"]
-    assert [entry.reason for entry in listing.rejected] == ["bad_row"] * 3
     told = {entry.subject_id.rpartition(":")[2]: entry.evidence for entry in listing.rejected}
+    assert {entry.reason for entry in listing.rejected} == {"bad_row"}
+    assert "a caption without a video beside it" in told.pop("f.txt")
     assert set(told) == {"b.mp4.part", "c.xyz", "d"}
     assert "'.xyz'" in told["c.xyz"]
     assert all(".mkv" in evidence for evidence in told.values())

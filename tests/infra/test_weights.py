@@ -232,7 +232,8 @@ def run_fetch(home: Path) -> subprocess.Popen[bytes]:
     catalogue = home / "catalogue.toml"
     if not catalogue.exists():  # another such process may be reading it
         catalogue.write_text(
-            '[[archive]]\nclient = "npm"\npackage = "sam"\nversion = "1.0"\nbytes = 9\n[[archive.file]]\nname = "encoder"\n'
+            '[[archive]]\nclient = "npm"\npackage = "sam"\nversion = "1.0"\nbytes = 9\n'
+            '[[archive.file]]\nname = "encoder"\n'
             f'member = "package/dist/encoder.onnx"\nsha256 = "{sha(ENCODER)}"\nlicense = "MIT"\nrole = "encoder"\n'
         )
     code = (

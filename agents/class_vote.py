@@ -14,16 +14,20 @@ from agents.vocabulary import words
 from schemas.record import Record
 
 ON_PERSONS = words(
-    "tie, backpack, handbag, umbrella, suitcase, skis, snowboard, sports ball, baseball bat, tennis racket, "
-    "cell phone, hair drier, chair, couch, bench, bed, dining table, book"
+    "tie, backpack, handbag, umbrella, suitcase, skis, snowboard, skateboard, surfboard, kite, sports ball, baseball "
+    "bat, tennis racket, scissors, toothbrush, cell phone, hair drier, chair, couch, bench, bed, dining table, book, "
+    "bicycle, motorcycle"
 )
-"""What people wear, hold and sit on: ImageNet knows no people, and names such things instead."""
+"""What people wear, hold, sit on and ride: ImageNet knows no people, and names such things instead."""
+RIDDEN_ANIMALS = "sorrel, horse cart, oxcart, Arabian camel"
+"""Labels of what else people ride; the row of a horse holds other animals too, whose pictures show no person."""
 
 
 class Vote(Record):
     """Probability of the labels of the claimed class, and of those of the likeliest other class alone.
 
-    `own` is None where ImageNet does not know the claimed class. `rival` counts no label that the claimed class shares.
+    `own` is None for a person, whom ImageNet does not know. `rival` counts no label that the claimed class shares, and
+    for a person none of what people wear, hold, sit on or ride.
     """
 
     own: float | None
@@ -44,17 +48,17 @@ class ClassVote:
         for row, (name, text) in zip(self._members, table.items(), strict=True):
             row[_indices(text, firsts)] = True
             row[[i for first, i in firsts.items() if first == name]] = True
+        worn = self._members[[name in ON_PERSONS for name in self._classes]]
+        self._on_persons = np.asarray(worn.any(axis=0), np.bool_)
+        self._on_persons[_indices(RIDDEN_ANIMALS, firsts)] = True
 
-    def vote(self, probabilities: npt.NDArray[np.float32], claimed: str) -> Vote:
-        """The vote of (labels,) probabilities on an object that is said to be of a class.
-
-        A person's rivals are what nobody wears, holds or sits on.
-        """
+    def vote(self, probabilities: npt.NDArray[np.float32], claimed: str) -> Vote | None:
+        """The vote of (labels,) probabilities on an object that is said to be of a class; None without a row of it."""
         known = claimed in self._classes
-        own_labels = self._members[self._classes.index(claimed)] if known else np.zeros(len(self._labels), np.bool_)
+        if not known and claimed != "person":
+            return None
+        own_labels = self._members[self._classes.index(claimed)] if known else self._on_persons
         rivals = (self._members & ~own_labels) @ probabilities
-        if claimed == "person":
-            rivals = np.where([name in ON_PERSONS for name in self._classes], 0.0, rivals)
         best, top = int(rivals.argmax()), int(probabilities.argmax())
         return Vote(
             own=float(probabilities[own_labels].sum()) if known else None,

@@ -2,8 +2,9 @@
 
 Names are the first synonym of each label as the list ships; `a..b` stands for all labels between two, since ImageNet
 keeps its labels in the order of WordNet. The sets are wide on purpose: they hold what a classifier is known to call an
-object of the class when it is wrong about the make, the breed or the part. A class that ImageNet does not know at all
-(a kite, a skateboard) is left out: its absence tells nothing.
+object of the class when it is wrong about the make, the breed or the part. Where ImageNet lacks a class that it has
+relatives of (a kite, a skateboard), they hold these and what surrounds it. A class without even these (a frisbee, a
+baseball glove) is left out: the absence of labels tells nothing of it.
 """
 
 _DOGS = "Chihuahua..grey fox"
@@ -91,6 +92,25 @@ _POLES = (
     "cote, birdhouse, fountain, barrel, piggy bank"
 )
 _BOARDS = "ski, snowmobile, dogsled, bobsled, alp, paddle, ballplayer, balance beam, puck, speedboat"
+_KITES = (
+    "kite, parachute, balloon, umbrella, airship, wing, warplane, airliner, pinwheel, flagpole, maypole, bow, spider "
+    "web, poncho, quill, projectile, missile, yawl, schooner, catamaran, trimaran, bald eagle, vulture, albatross, "
+    "sulphur butterfly, monarch, admiral, lycaenid, pole, mountain tent, plastic bag, mask"
+)
+_SURFBOARDS = (
+    "paddle, canoe, speedboat, catamaran, trimaran, yawl, lifeboat, wing, snorkel, scuba diver, swimming trunks, "
+    "bikini, maillot, bathing cap, seashore, sandbar, promontory, breakwater, coral reef, ski, snowmobile, dugong, "
+    "grey whale, killer whale, great white shark..hammerhead, sea lion, gondola, submarine, balance beam, lakeside"
+)
+_SKATEBOARDS = (
+    "running shoe, knee pad, crash helmet, football helmet, horizontal bar, parallel bars, crutch, tricycle, unicycle, "
+    "motor scooter, moped, go-kart, barrow, car wheel, jean, sweatshirt, sock, clog, Loafer, sandal, cowboy boot, "
+    "bannister, dumbbell, barbell, plane, swing, shopping cart"
+)
+_BRUSHES = (
+    "paintbrush, swab, broom, lipstick, lotion, sunscreen, face powder, plunger, soap dispenser, hair spray, spindle, "
+    "rubber eraser, pencil box, Band Aid, nipple, medicine chest, washbasin, stethoscope, whistle, harmonica"
+)
 _BOOKS = (
     "book jacket, bookcase, bookshop, comic book, crossword puzzle, library, menu, binder, notebook, envelope, "
     "packet, web site, wallet, file, carton, jigsaw puzzle, rule, pencil box, tray"
@@ -116,6 +136,7 @@ LABELS: dict[str, str] = {
     "truck": _TRUCKS,
     "boat": _BOATS,
     "traffic light": _POLES,
+    "stop sign": _POLES + ", shield, crossword puzzle, tow truck, school bus, plate, menu, theater curtain",
     "fire hydrant": _POLES + ", fire engine, water bottle, pop bottle, pill bottle, milk can, bucket",
     "parking meter": _POLES + ", odometer",
     "bench": _SEATS + ", picket fence, dock, pier",
@@ -139,6 +160,9 @@ LABELS: dict[str, str] = {
     "suitcase": _BAGS + ", mailbox, carton, printer, cassette player",
     "skis": _BOARDS,
     "snowboard": _BOARDS,
+    "kite": _KITES,
+    "skateboard": f"{_BOARDS}, {_SKATEBOARDS}",
+    "surfboard": f"{_BOARDS}, {_SURFBOARDS}",
     "sports ball": _BALLS + ", maraca, orange, lemon, bubble, ladybug",
     "baseball bat": "baseball, ballplayer, racket, rifle, golf ball, ski, paddle, swab, shovel, matchstick, broom",
     "tennis racket": "racket, tennis ball, ping-pong ball, croquet ball, ballplayer, spatula, strainer, frying pan",
@@ -149,6 +173,8 @@ LABELS: dict[str, str] = {
     "fork": _BLADES,
     "knife": _BLADES,
     "spoon": _BLADES + ", soup bowl",
+    "scissors": _BLADES + ", carpenter's kit, sunglass, sunglasses, loupe, binoculars, hook, buckle, knot, chain saw",
+    "toothbrush": f"{_BLADES}, {_BRUSHES}",
     "banana": _FOOD,
     "apple": _FOOD,
     "orange": _FOOD + ", croquet ball, tennis ball",

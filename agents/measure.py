@@ -3,7 +3,7 @@
 Everything is in the image plane; lengths are shares of the frame's diagonal, so that they hold for any frame size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -164,17 +164,12 @@ def contacts(a: ObjectMasks, b: ObjectMasks) -> list[tuple[float, float]]:
     Compared on frames that both have and show; contacts of a single frame are dropped, breaks under
     `CONTACT_BRIDGE_S` bridged. Raises ValueError for masks of different frame sizes.
     """
-    if (a.height_px, a.width_px) != (b.height_px, b.width_px):
-        raise ValueError(
-            f"contacts compares masks of one video; got {a.height_px} x {a.width_px} and {b.height_px} x {b.width_px}"
-        )
-    counts_b = dict(zip(b.frame_idx, b.rle, strict=True))
-    touching_s = [
-        time_s
-        for index, time_s, counts in zip(a.frame_idx, a.frame_time_s, a.rle, strict=True)
-        if counts is not None and (other := counts_b.get(index)) is not None and _touch(counts, other, a)
-    ]
-    return _spans(touching_s, max(CONTACT_BRIDGE_S, 1.5 * _frame_step_s(a)))
+    return _spans(list(_touching_s(a, b)), max(CONTACT_BRIDGE_S, 1.5 * _frame_step_s(a)))
+
+
+def apart(a: ObjectMasks, b: ObjectMasks) -> bool:
+    """Whether two objects' masks touch in no frame that both have and show, not even in a single one."""
+    return next(_touching_s(a, b), None) is None
 
 
 class _Scale(NamedTuple):
@@ -279,6 +274,18 @@ def _places_at(x: float, y: float) -> tuple[Place, ...]:
 def _box(values: npt.NDArray[np.float64]) -> BoxXyxyPx:
     left, top, right, bottom = (float(value) for value in values)
     return (left, top, right, bottom)
+
+
+def _touching_s(a: ObjectMasks, b: ObjectMasks) -> Iterator[float]:
+    """Times of the frames in which both are seen and touch; ValueError for masks of different frame sizes."""
+    if (a.height_px, a.width_px) != (b.height_px, b.width_px):
+        raise ValueError(
+            f"contacts compares masks of one video; got {a.height_px} x {a.width_px} and {b.height_px} x {b.width_px}"
+        )
+    counts_b = dict(zip(b.frame_idx, b.rle, strict=True))
+    for index, time_s, counts in zip(a.frame_idx, a.frame_time_s, a.rle, strict=True):
+        if counts is not None and (other := counts_b.get(index)) is not None and _touch(counts, other, a):
+            yield time_s
 
 
 def _touch(counts_a: str, counts_b: str, frame: ObjectMasks) -> bool:

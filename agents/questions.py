@@ -42,6 +42,9 @@ class QaPair(NamedTuple):
     answer: str
 
 
+TELLING_GROWTH = 1.1
+"""Ratio of areas from which (or under its inverse) an answer on depth can point to them."""
+
 Phrasings = Sequence[str]
 Topic = tuple[str, Phrasings, str]
 
@@ -100,7 +103,7 @@ def make_pairs(
             qa_type=qa_type,
             topic=topic,
             captions=captions,
-            question=ask(_pick(phrasings, clip.clip_id, topic, *_ids(captions)), len(captions)),
+            question=ask(pick(phrasings, clip.clip_id, topic, *_ids(captions)), len(captions)),
             answer=answer,
         )
         for topic, phrasings, answer in topics
@@ -127,7 +130,8 @@ def one_in_four(*ids: str) -> bool:
     return int(short_id("one in four", *ids), 16) % 4 == 0
 
 
-def _pick(phrasings: Phrasings, *ids: str) -> str:
+def pick(phrasings: Phrasings, *ids: str) -> str:
+    """One of the phrasings, by a hash of the ids."""
     return phrasings[int(short_id("phrasing", *ids), 16) % len(phrasings)]
 
 
@@ -227,7 +231,7 @@ def _reasoning_topics(clip: Clip, caption: ObjectCaption, subject: Subject) -> l
         )
         question = f"How does {REGION} get from where it is first seen to where it is last seen?"
         topics.append(("path", (question, f"Describe the path of {REGION} through the frame."), sentence(answer)))
-    if motion.direction in ("toward", "away"):
+    if _shows_depth(motion):
         way, change = (
             ("closer to the camera", "grows")
             if motion.direction == "toward"
@@ -246,6 +250,12 @@ def _reasoning_topics(clip: Clip, caption: ObjectCaption, subject: Subject) -> l
         moves = f"{verdict}, {subject.the} {motion_clause(motion)}"
         topics.append(("motion_and_contact", (question,), f"{sentence(moves)} {sentence(f'{subject.it} {touches}')}"))
     return topics
+
+
+def _shows_depth(motion: MotionFacts) -> bool:
+    """Whether the object comes or goes, and its area tells so; where a border cuts it, the area may tell otherwise."""
+    growing = {"toward": motion.growth, "away": 1 / motion.growth}
+    return growing.get(motion.direction, 0.0) >= TELLING_GROWTH
 
 
 def _slows(seen: MotionFacts, rest: MotionFacts) -> bool:

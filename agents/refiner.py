@@ -7,14 +7,15 @@ facts survive.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import combinations
 
 from pydantic import Field
 
 from agents.base import ChatModel
-from agents.questions import QaPair, basic, choose, future, reasoning
+from agents.measure import apart
+from agents.questions import QaPair, basic, choose, future, pick, reasoning
 from agents.relations import group, relation
 from agents.wording import escape_tags, facts_of, facts_survive, merge, subject_of
 from schemas.caption import ObjectCaption
@@ -128,7 +129,7 @@ class Refiner:
         for track in tracks:
             mention = case.mentions[track.mention_id]
             if mention.role == "subject" and mention.number == "singular":
-                question = _pick(SHORT_QUESTIONS, track.track_id)
+                question = pick(SHORT_QUESTIONS, track.track_id)
                 answer = escape_tags(case.clip.caption)
                 yield self._sample(case, "short_caption", "none", [track], question, answer, "source_caption")
 
@@ -138,17 +139,17 @@ class Refiner:
             if caption is None or _is_static_subject(case.mentions[track.mention_id], caption):
                 continue
             answer, wording = self._worded(case.clip, caption)
-            question = _pick(DETAILED_QUESTIONS, track.track_id)
+            question = pick(DETAILED_QUESTIONS, track.track_id)
             yield self._sample(case, "detailed_caption", "none", [track], question, answer, wording)
 
     def _questions(self, case: "_Case") -> Iterator[Sample]:
         tracks = {track.track_id: track for track in case.kept}
         captions = [case.captions[track_id] for track_id in tracks if track_id in case.captions]
-        for pair in self._pairs(case.clip, captions):
+        for pair in self._pairs(case.clip, captions, tracks):
             asked = [tracks[caption.track_id] for caption in pair.captions]
             yield self._sample(case, "qa", pair.qa_type, asked, pair.question, pair.answer, "template")
 
-    def _pairs(self, clip: Clip, captions: Sequence[ObjectCaption]) -> Iterator[QaPair]:
+    def _pairs(self, clip: Clip, captions: Sequence[ObjectCaption], tracks: Mapping[str, Track]) -> Iterator[QaPair]:
         config = self._config
         for caption in captions:
             yield from choose(basic(clip, caption), config.basic_per_object)
@@ -157,7 +158,8 @@ class Refiner:
                 yield from choose(future(clip, caption), config.future_per_object)
         couples = sorted(combinations(captions, 2), key=lambda two: short_id(*(one.track_id for one in two)))
         for first, second in couples[: config.max_pairs]:
-            yield from choose(relation(clip, first, second), config.reasoning_per_pair)
+            never_touch = apart(tracks[first.track_id].masks, tracks[second.track_id].masks)
+            yield from choose(relation(clip, first, second, apart=never_touch), config.reasoning_per_pair)
         yield from choose(group(clip, captions), config.reasoning_per_group)
 
     def _worded(self, clip: Clip, caption: ObjectCaption) -> tuple[str, str]:
@@ -290,7 +292,3 @@ def _no_sample(case: _Case, track: Track) -> QuarantineEntry:
         reason="no_sample",
         evidence=f"{mention.number} {mention.role}, kept by the reviewer, but {why}",
     )
-
-
-def _pick(phrasings: Sequence[str], track_id: str) -> str:
-    return phrasings[int(short_id("phrasing", track_id), 16) % len(phrasings)]

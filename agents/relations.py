@@ -18,14 +18,14 @@ MAX_GROUP = 5
 """Objects in one question; public loaders of the official files skip items with more."""
 
 
-def relation(clip: Clip, first: ObjectCaption, second: ObjectCaption) -> list[QaPair]:
-    """Reasoning pairs that compare or relate two objects."""
+def relation(clip: Clip, first: ObjectCaption, second: ObjectCaption, *, apart: bool) -> list[QaPair]:
+    """Reasoning pairs that compare or relate two objects; `apart`: their masks touch in no frame."""
     topics = [
         *_size_topics((first, second)),
         *_speed_topics((first, second)),
         *_order_topics(clip, (first, second)),
         *_side_topics(first, second),
-        *_touch_topics(clip, first, second),
+        *_touch_topics(clip, first, second, apart=apart),
         *_heading_topics(first, second),
     ]
     return make_pairs(clip, "reasoning", (first, second), topics, ask_many)
@@ -110,12 +110,15 @@ def _side_topics(first: ObjectCaption, second: ObjectCaption) -> list[Topic]:
     return [("side", questions, answer)]
 
 
-def _touch_topics(clip: Clip, first: ObjectCaption, second: ObjectCaption) -> list[Topic]:
-    """Whether they touch, for objects seen at the same time; of most pairs they do not, and few of these are asked."""
+def _touch_topics(clip: Clip, first: ObjectCaption, second: ObjectCaption, *, apart: bool) -> list[Topic]:
+    """Whether they touch, for objects seen at the same time; of most pairs they do not, and few of these are asked.
+
+    Of those that touch for too short a time to be told as a contact, nothing is asked.
+    """
     if min(first.visible_to_s, second.visible_to_s) <= max(first.visible_from_s, second.visible_from_s):
         return []
     spans = [contact for contact in first.contacts if contact.track_id == second.track_id]
-    if not spans and not one_in_four("touch", first.track_id, second.track_id):
+    if not spans and not (apart and one_in_four("touch", first.track_id, second.track_id)):
         return []
     when = [f"from {seconds(c.start_s, clip.start_s)} to {seconds(c.end_s, clip.start_s)}" for c in spans[:3]]
     answer = f"Yes, they touch in the frame {listing(when)}." if spans else "No, they stay apart in the frame."

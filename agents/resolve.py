@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from agents.assignment import FORBIDDEN, best_assignment, total_score
+from agents.vocabulary import STAYING_VERBS
 from schemas.caption import ColourShare
 from schemas.mention import Mention
 from schemas.quarantine import Reason
@@ -41,8 +42,6 @@ _FULL_TRAVEL_DIAG = 0.15
 _FULL_GROWTH = 1.6
 _BACK_WEIGHT = 3.2
 """An object that went back half as far as it moved in all went no one way: its agreement is contradiction (-0.6)."""
-_STAYING = frozenset({"stay", "wait"})
-"""Verbs of what does not move; whoever sits or stands may ride."""
 
 
 class ResolveConfig(Record):
@@ -267,7 +266,7 @@ def _place_fit(said: Place, candidate: Candidate) -> float:
 
 
 def _directions(mention: Mention) -> tuple[Direction, ...]:
-    stays = _STAYING.intersection(mention.said.actions)
+    stays = bool(mention.said.actions) and STAYING_VERBS.issuperset(mention.said.actions)
     return mention.said.directions or (("none",) if stays else ())
 
 

@@ -11,7 +11,7 @@ from agents.class_vote import Vote
 from agents.movement import against_ground, direction_score, in_frame
 from agents.nouns import NounMatch
 from agents.second_look import BoxPath, ColourLook, Look, box_path, colours_of, outline_support, ring_contrast
-from agents.vocabulary import words
+from agents.vocabulary import STAYING_VERBS
 from schemas.caption import MotionFacts, ObjectCaption
 from schemas.jobs import ReviewerJob
 from schemas.mention import Mention
@@ -40,13 +40,11 @@ REASONS: dict[str, Reason] = {
 
 PLACE_AXES: dict[Place, tuple[int, float]] = {"left": (0, 0.0), "right": (0, 1.0), "top": (1, 0.0), "bottom": (1, 1.0)}
 
-ABSENT_LABELS = 0.08
+ABSENT_LABELS = 0.2
 AGREEING_LABELS = 0.3
 SURE_RIVAL = 0.8
 """Probabilities of a class's labels: under which it is absent, from which it is there, and from which it is another."""
 
-STAYING_VERBS = frozenset(words("stay remain rest wait pause park"))
-"""Verbs that say of an object that it does not move. Who stands or sits may do so on what moves."""
 NEAR_S = 0.3
 LEAP_DIAG = 0.15
 LEAP_OVER_USUAL = 4.0
@@ -58,7 +56,10 @@ SPAN_SLACK_S = 0.25
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the reviewer has on one track; `mention` and `caption` are None where the job holds none."""
+    """Everything that the reviewer has on one track; `mention` and `caption` are None where the job holds none.
+
+    `noun` is where the reviewer's own word list puts the noun, None where the claimed class is not one of its own.
+    """
 
     job: ReviewerJob
     track: Track
@@ -66,7 +67,7 @@ class Evidence:
     caption: ObjectCaption | None
     path: BoxPath
     looks: list[Look]
-    noun: NounMatch
+    noun: NounMatch | None
     vote: Vote | None
 
 
@@ -104,8 +105,7 @@ def names(evidence: Evidence) -> Check:
             return scored("names", 0.0, f"caption is of mention {caption.mention_id}, track of {mention.mention_id}")
     if len(nouns) > 1 or len(classes) > 1:
         return scored("names", 0.0, f"nouns {sorted(nouns)}, classes {sorted(classes)}")
-    whole = mention.phrase.lower().removesuffix("s").endswith(mention.detector_class)
-    if noun.kind == "class" and noun.detector_class != mention.detector_class and not whole:
+    if noun is not None and noun.kind == "class" and noun.detector_class != mention.detector_class:
         return scored(
             "names", 0.0, f"{mention.noun!r} is nearest {noun.detector_class!r}, not {mention.detector_class!r}"
         )
@@ -115,18 +115,17 @@ def names(evidence: Evidence) -> Check:
 def class_vote(vote: Vote | None) -> Check:
     """Whether the classifier's labels leave room for the claimed class.
 
-    Where ImageNet knows the class, its labels must have some probability; elsewhere, and for a person, no other class
-    may have nearly all of it. See `tests/flows/test_quality_review.py` for how many wrong nouns this drops.
+    The score grows with the probability of the class's labels, which disagree under `ABSENT_LABELS` and agree from
+    `AGREEING_LABELS`. A person has no labels, so there no other class may have `SURE_RIVAL`. See
+    `tests/flows/test_quality_review.py` for how many wrong nouns this drops.
     """
     if vote is None:
-        return cannot_tell("class_vote", "no crop is large enough, or the class is not a detector's")
+        return cannot_tell("class_vote", "no crop is large enough, or no labels are known to stand for the class")
     detail = f"{vote.rival_class!r} {vote.rival:.2f}; top {vote.top_label!r} {vote.top_probability:.2f}"
     if vote.own is None:
         score = 0.5 if vote.rival < SURE_RIVAL else 1 - vote.rival
         return scored("class_vote", score, f"labels of {detail}")
-    score = min(1.0, AGREES_FROM * vote.own / AGREEING_LABELS)
-    if vote.own < ABSENT_LABELS:
-        score = DISAGREES_BELOW * vote.own / ABSENT_LABELS
+    score = float(np.interp(vote.own, [0, ABSENT_LABELS, AGREEING_LABELS, 1], [0, DISAGREES_BELOW, AGREES_FROM, 1]))
     return scored("class_vote", score, f"labels of the noun {vote.own:.2f}, of {detail}")
 
 

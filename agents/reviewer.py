@@ -16,14 +16,16 @@ import numpy as np
 from pydantic import Field
 
 from agents.base import FrameSource, ImageClassifier, TextEmbedder
-from agents.class_vote import ClassVote, Vote
-from agents.nouns import NounMap
+from agents.class_vote import ON_PERSONS, RIDDEN_ANIMALS, ClassVote, Vote
+from agents.imagenet_table import LABELS
+from agents.nouns import NounMap, NounMatch
 from agents.review_checks import REASONS, Evidence, all_checks
 from agents.second_look import Look, box_path, crop_for_classifier
 from infra.video import Image
 from schemas.jobs import ReviewerJob
 from schemas.label import AgentLabel
 from schemas.mask import decode
+from schemas.mention import Mention
 from schemas.quarantine import QuarantineEntry
 from schemas.record import Record, short_id
 from schemas.track import ObjectMasks, Track
@@ -63,8 +65,11 @@ class Reviewer:
         self._votes: ClassVote | None = None
 
     def label(self) -> AgentLabel:
-        """Classifier and embedder with their weights, the settings and the classes."""
-        config = self._config.model_dump(mode="json") | {"classes": short_id(*self._classes)}
+        """Classifier and embedder with their weights, the settings, the classes and the table of their labels."""
+        config = self._config.model_dump(mode="json") | {
+            "classes": short_id(*self._classes),
+            "labels": short_id(json.dumps(LABELS), *ON_PERSONS, RIDDEN_ANIMALS),
+        }
         return AgentLabel(
             agent="reviewer",
             engine=f"second-look+{self._classifier.name}+{self._embedder.name}",
@@ -115,7 +120,6 @@ class Reviewer:
         }
 
     def _verdict(self, job: ReviewerJob, track: Track, looks: list[Look]) -> Verdict:
-        assert self._nouns is not None, "setup() comes first"
         mention = next((m for m in job.mentions.mentions if m.mention_id == track.mention_id), None)
         evidence = Evidence(
             job=job,
@@ -124,10 +128,21 @@ class Reviewer:
             caption=next((c for c in job.captions.captions if c.track_id == track.track_id), None),
             path=box_path(track.masks),
             looks=looks,
-            noun=self._nouns.match(track.noun, self._config.noun_threshold),
+            noun=self._noun(track, mention),
             vote=self._vote(track, looks),
         )
         return judge(track.track_id, all_checks(evidence))
+
+    def _noun(self, track: Track, mention: Mention | None) -> NounMatch | None:
+        """Where the noun goes, or it and the word before it ("dirt bike"), if together they are the mention's class."""
+        assert self._nouns is not None, "setup() comes first"
+        if mention is None or mention.detector_class not in self._classes:
+            return None
+        before = mention.phrase.lower().split()[-2:-1]
+        whole = self._nouns.match(" ".join([*before, mention.noun]), self._config.noun_threshold)
+        if whole.kind == "class" and whole.detector_class == mention.detector_class and " " in whole.nearest_word:
+            return whole
+        return self._nouns.match(track.noun, self._config.noun_threshold)
 
     def _vote(self, track: Track, looks: Sequence[Look]) -> Vote | None:
         assert self._votes is not None, "setup() comes first"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from agents.base import FrameSource, MaskTracker
+from agents.histogram import hsv_histogram, intersection
 from agents.measure import colour_shares, motion_facts
 from agents.resolve import Candidate, Resolution, ResolveConfig, resolve
 from schemas.caption import ColourShare
@@ -181,12 +182,12 @@ class Segmenter:
 
     def _likeness(self, clip: Clip, masks: ObjectMasks) -> float:
         """How alike the object looks in the first and the second half of its frames: histogram intersection."""
-        looks = [_histogram(pixels) for pixels in self._pixels(clip, masks, self._config.likeness_frames)]
+        looks = [hsv_histogram(pixels) for pixels in self._pixels(clip, masks, self._config.likeness_frames)]
         half = len(looks) // 2
         if not half:
             return 1.0
-        alike = np.minimum(np.mean(looks[:half], axis=0), np.mean(looks[half:], axis=0)).sum()
-        return min(1.0, float(alike))  # sums of shares may pass 1 by rounding
+        alike = intersection(np.mean(looks[:half], axis=0), np.mean(looks[half:], axis=0))
+        return min(1.0, alike)  # sums of shares may pass 1 by rounding
 
     def _pixels(self, clip: Clip, masks: ObjectMasks, count: int) -> list[npt.NDArray[np.uint8]]:
         """(N, 3) pixels of an object in up to `count` frames, evenly spread over those that show it."""
@@ -200,15 +201,6 @@ class Segmenter:
             small = cv2.resize(mask, frame.shape[1::-1], interpolation=cv2.INTER_AREA)
             pixels.append(frame[small > 0])
         return pixels
-
-
-def _histogram(pixels_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Hue, saturation and value of (N, 3) pixels in 256 bins, summing to 1; zeros without pixels."""
-    if not len(pixels_rgb):
-        return np.zeros(256)
-    hsv = cv2.cvtColor(pixels_rgb.reshape(1, -1, 3), cv2.COLOR_RGB2HSV)
-    counts = cv2.calcHist([hsv], [0, 1, 2], None, [16, 4, 4], [0, 180, 0, 256, 0, 256])
-    return np.asarray(counts.ravel() / counts.sum(), dtype=np.float64)
 
 
 def _back_diag(boxes: npt.NDArray[np.float64], masks: ObjectMasks) -> tuple[float, float]:

@@ -84,6 +84,9 @@ COPULAS = words("be look appear seem")
 BREAKING_VERBS = words("stop avoid refuse fail cease quit")
 """What follows them does not happen."""
 
+STAYING_VERBS = frozenset(words("stay remain rest wait pause park"))
+"""Verbs that say of an object that it does not move. Who stands or sits may do so on what moves."""
+
 QUANTIFIERS: dict[str, int | None] = {"pair": 2, "couple": 2, "trio": 3, "dozen": 12} | dict.fromkeys(
     words("group crowd bunch herd flock number lot row line team pack swarm lots dozens")
 )

@@ -21,7 +21,6 @@ CLEARLY_APART = 1.25
 """Ratio from which two numbers in answers that differ in nothing else are two answers."""
 _PRONOUN = re.compile(r"\b(he|she|it|him|her|its|his)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_LISTED = re.compile(r"^There are \d+ objects[^\n]*\n")
 
 
 class ChoiceItem(Record):

@@ -163,7 +163,7 @@ def _build(
         end_s = time.monotonic() + END_S
         for step in steps:  # without pools they end at once; left to Prefect, some would stay without a final state
             step.wait(max(0.0, end_s - time.monotonic()))
-    command = BuildCommand(source=source, root=root, profile=profile, limit=limit)
+    command = BuildCommand(source=source, root=root, profile=profile, limit=limit, ray=ray_address)
     result: BuildResult = publish_task(
         _whole(plan), _whole(run), _whole(command), _whole(store), _whole(resolved), _whole(site)
     )

@@ -98,9 +98,11 @@ class Chain:
         return [clip for clip in clips if self.keys(clip)[role] not in settled]
 
     def failures(self, role: Role, clips: Iterable[Clip]) -> list[QuarantineEntry]:
-        """What this agent could not finish of the clips; an output that came about in spite of it counts."""
+        """What this agent could not finish of the clips; an output that came about in spite of it counts, and so does
+        that a failure was taken out.
+        """
         keys = {self.keys(clip)[role] for clip in clips} - self._stores[role].keys()
-        found = self._failures[role].read(keys & self._failures[role].keys())
+        found = self._failures[role].find(keys)
         return sorted(found.values(), key=lambda entry: entry.clip_id)
 
     def outputs(self, role: Role, clips: Sequence[Clip]) -> dict[str, Any]:

@@ -134,8 +134,11 @@ def _print_story(story: Story, console: Console) -> None:
     say(f"  row: {escape(story.source_id)}")
     if story.clip:
         say(f"  clip: {story.clip.clip_id}, [{story.clip.start_s:.2f}, {story.clip.end_s:.2f}) s")
-    say(f"  video: {escape(story.video or 'not known any more: the source has changed')}")
-    say(f"  caption: {escape(story.caption or 'none')}")
+    if story.unknown:
+        say(f"  video and caption: not known, {escape(story.unknown)}")
+    else:
+        say(f"  video: {escape(story.video or 'none')}")
+        say(f"  caption: {escape(story.caption or 'none')}")
     for fate in story.others:
         say(f"  also in the clip: {escape(fate.noun or 'the clip')} {fate.object_id}, {escape(fate.became)}")
 

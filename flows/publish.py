@@ -5,7 +5,7 @@ shows is picked on the way.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from flows.card import dataset_card
 from flows.chain import FIELD, OUTPUT, Chain
 from flows.counts import BuildCounts, count_build
 from flows.plan import Plan
-from flows.profile_config import Profile, Role
+from flows.profile_config import ROLES, Profile, Role
 from flows.report import ReportInputs, pick_drops, pick_samples, render_report
 from flows.result import BuildResult
 from flows.wiring import Site
@@ -25,10 +25,12 @@ from infra.builds import (
     AgentWork,
     BuildCommand,
     BuildWriter,
+    CommittedError,
     CountEntry,
     Manifest,
     committed_manifest,
     latest_build,
+    read_manifest,
     set_latest,
 )
 from infra.decode_cache import DecodeCache
@@ -36,7 +38,7 @@ from infra.lake import Lake, LakeError
 from schemas.caption import CaptionSet
 from schemas.clip import Clip
 from schemas.mention import MentionSet
-from schemas.quarantine import QuarantineEntry
+from schemas.quarantine import QuarantineEntry, Stage
 from schemas.record import Record, content_id
 from schemas.sample import SCHEMA_VERSION, Kind, Sample, SampleSet
 from schemas.track import Track, TrackSet
@@ -45,6 +47,8 @@ from schemas.verdict import VerdictSet
 CLIPS_AT_ONCE = 64
 """Clips whose outputs are in memory together."""
 
+_STAGES: tuple[Stage, ...] = ROLES
+
 
 class LostError(RuntimeError):
     """A clip or mention that is neither in a sample nor in quarantine: a fault of ours, so nothing is committed."""
@@ -52,7 +56,7 @@ class LostError(RuntimeError):
 
 @dataclass(frozen=True)
 class ClipOutputs:
-    """Everything the agents said of one clip; empty sets where an agent failed."""
+    """Everything the agents said of one clip; empty sets from the agent on that failed."""
 
     clip: Clip
     mentions: MentionSet
@@ -109,23 +113,34 @@ def publish_build(
     """Write and commit the build of what the lake now holds for a plan.
 
     The build's id is derived from the keys of all outputs and what was quarantined outside them: where that build is
-    committed already, nothing is written but `latest.json`. `work` is what the agents did in this run. Raises LostError
-    where a clip or mention got lost.
+    committed already, nothing is written but `latest.json`; where another run is about to commit it, it is waited for.
+    `work` is what the agents did in this run. Raises LostError where a clip or mention got lost.
     """
     clips = sorted(plan.clips, key=lambda clip: clip.clip_id)
-    failed = sorted(failed, key=lambda entry: entry.clip_id)
+    failed = sorted(_as_in_lake(failed, clips, chain), key=lambda entry: entry.clip_id)
     outside = [*plan.rejected, *failed]
     # evidence may differ where two tries failed alike; they are one build
     failures = [part for entry in failed for part in (entry.clip_id, entry.stage, entry.reason)]
     outputs = [chain.keys(clip)["refiner"] for clip in clips]
     build_id = content_id(SCHEMA_VERSION, *outputs, *plan.rejected, *failures)[:16]
-    manifest = committed_manifest(lake, build_id)
-    is_new = manifest is None
-    if manifest is None:
-        manifest = _write(build_id, plan, clips, outside, chain, command, lake, profile, site, work)
-    else:
-        set_latest(lake, build_id)
-    return BuildResult.of(manifest, lake, is_new=is_new)
+    with lake.locked(f"build-{build_id}"):
+        try:
+            manifest = _write(build_id, plan, clips, outside, chain, command, lake, profile, site, work)
+            return BuildResult.of(manifest, lake, is_new=True)
+        except CommittedError:
+            set_latest(lake, build_id)
+            return BuildResult.of(read_manifest(lake, build_id), lake, is_new=False)
+
+
+def _as_in_lake(failed: Sequence[QuarantineEntry], clips: Sequence[Clip], chain: Chain) -> Iterator[QuarantineEntry]:
+    """The failures in the words that the lake has first, the same for all builds that failed alike."""
+    by_id = {clip.clip_id: clip for clip in clips}
+    for role in ROLES:
+        of_role = {chain.keys(by_id[entry.clip_id])[role]: entry for entry in failed if entry.stage == role}
+        if of_role:
+            store = chain.failure_store(role)
+            store.refresh()
+            yield from (of_role | store.find(of_role)).values()  # ours where it was taken out meanwhile
 
 
 def _write(
@@ -141,12 +156,13 @@ def _write(
     work: Sequence[AgentWork],
 ) -> Manifest:
     writer = BuildWriter(lake, build_id)
+    held = _Held(chain, {entry.clip_id: entry.stage for entry in outside if entry.stage in ROLES})
     for kind in KINDS:
-        writer.write_samples(kind, _samples(kind, clips, chain))
-    writer.write_tracks(_tracks(clips, chain))
+        writer.write_samples(kind, _samples(kind, clips, held))
+    writer.write_tracks(_tracks(clips, held))
     show = _Showcase(BuildCounts(source_rows=plan.num_rows))
     show.add([], outside)
-    writer.write_quarantine(_quarantine(clips, outside, chain, show))
+    writer.write_quarantine(_quarantine(clips, outside, held, show))
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     frames = DecodeCache(Path(site.videos_root), Path(site.frames_dir), profile.decode_cache_mib * 2**20)
     labels = tuple(chain.labels.values())
@@ -165,8 +181,8 @@ def _write(
         quarantine=tuple(show.drops),
         frames=frames,
     )
-    lake.put(f"builds/{build_id}/report.html", render_report(inputs).encode())
-    lake.put(f"builds/{build_id}/README.md", dataset_card(build_id, profile, labels, show.counts).encode())
+    writer.write_page("report.html", render_report(inputs))
+    writer.write_page("README.md", dataset_card(build_id, profile, labels, show.counts))
     manifest = Manifest(
         build_id=build_id,
         schema_version=SCHEMA_VERSION,
@@ -195,9 +211,26 @@ def _earlier_work(lake: Lake, chain: Chain, worked: AbstractSet[str]) -> Iterato
             yield entry
 
 
-def _walk(clips: Sequence[Clip], chain: Chain) -> Iterator[list[ClipOutputs]]:
+@dataclass(frozen=True)
+class _Held:
+    """What the lake holds for a build. Of a clip that was given up, the agent that failed and all after it have no say:
+    another build on the lake may have finished the clip meanwhile, and that must not change this one.
+    """
+
+    chain: Chain
+    given_up: Mapping[str, Stage]
+
+    def outputs(self, role: Role, clips: Sequence[Clip]) -> dict[str, Any]:
+        return self.chain.outputs(role, [clip for clip in clips if self._counts(role, clip)])
+
+    def _counts(self, role: Role, clip: Clip) -> bool:
+        stage = self.given_up.get(clip.clip_id)
+        return stage is None or _STAGES.index(role) < _STAGES.index(stage)
+
+
+def _walk(clips: Sequence[Clip], held: _Held) -> Iterator[list[ClipOutputs]]:
     for chunk in _chunks(clips):
-        found = {role: chain.outputs(role, chunk) for role in chain.labels}
+        found = {role: held.outputs(role, chunk) for role in held.chain.labels}
         for clip in chunk:
             for role, of_clips in found.items():
                 of_clips.setdefault(clip.clip_id, _nothing(role, clip))
@@ -211,21 +244,21 @@ def _nothing(role: Role, clip: Clip) -> Record:
     return OUTPUT[role].model_validate({"clip_id": clip.clip_id, FIELD[role]: (), "rejected": ()})
 
 
-def _samples(kind: Kind, clips: Sequence[Clip], chain: Chain) -> Iterator[Sample]:
-    for output in _outputs("refiner", clips, chain):
+def _samples(kind: Kind, clips: Sequence[Clip], held: _Held) -> Iterator[Sample]:
+    for output in _outputs("refiner", clips, held):
         of_kind = (sample for sample in output.samples if sample.kind == kind)
         yield from sorted(of_kind, key=lambda sample: sample.sample_id)
 
 
-def _tracks(clips: Sequence[Clip], chain: Chain) -> Iterator[Track]:
-    for output in _outputs("segmenter", clips, chain):
+def _tracks(clips: Sequence[Clip], held: _Held) -> Iterator[Track]:
+    for output in _outputs("segmenter", clips, held):
         yield from output.tracks
 
 
-def _outputs(role: Role, clips: Sequence[Clip], chain: Chain) -> Iterator[Any]:
-    """One agent's outputs in the order of the clips, without those it could not finish."""
+def _outputs(role: Role, clips: Sequence[Clip], held: _Held) -> Iterator[Any]:
+    """One agent's outputs in the order of the clips, without those given up before or in it."""
     for chunk in _chunks(clips):
-        found = chain.outputs(role, chunk)
+        found = held.outputs(role, chunk)
         yield from (found[clip.clip_id] for clip in chunk if clip.clip_id in found)
 
 
@@ -234,11 +267,11 @@ def _chunks(clips: Sequence[Clip]) -> Iterator[Sequence[Clip]]:
 
 
 def _quarantine(
-    clips: Sequence[Clip], outside: Sequence[QuarantineEntry], chain: Chain, show: _Showcase
+    clips: Sequence[Clip], outside: Sequence[QuarantineEntry], held: _Held, show: _Showcase
 ) -> Iterator[QuarantineEntry]:
     yield from outside
     given_up = {entry.clip_id for entry in outside}
-    for chunk in _walk(clips, chain):
+    for chunk in _walk(clips, held):
         for outputs in chunk:
             if outputs.clip.clip_id not in given_up:
                 check_nothing_lost(outputs)

@@ -56,14 +56,15 @@ class Fate(Record):
 class Story(Record):
     """Everything known of one clip, or of one row that gave none, with entries in quarantine.
 
-    `video` is where the file lay when the build was made; `caption` is None where neither the lake nor the source has
-    it any more, `clip` where the row gave no clip.
+    `video` is where the file lay when the build was made; it and `caption` are None where neither the lake nor the
+    source has the row, and `unknown` says why. `clip` is None where the row gave none.
     """
 
     entries: tuple[QuarantineEntry, ...]
     source_id: str
     video: str | None
     caption: str | None
+    unknown: str
     clip: Clip | None
     others: tuple[Fate, ...]
 
@@ -160,10 +161,18 @@ def tell(lake: Lake, build_id: str | None, name: str, limit: int) -> tuple[Story
         told = {entry.subject_id for entry in entries}
         others = tuple(fate for fate in fates.get(clip_id, ()) if fate.object_id not in told)
         clip = clips.get(clip_id)
-        video, caption = (clip.video, clip.caption) if clip else _row_of(manifest, source_id)
+        video, caption, unknown = (clip.video, clip.caption, "") if clip else _row_of(manifest, source_id)
         path = None if video is None else str(Path(manifest.videos_root) / video)
         stories.append(
-            Story(entries=entries, source_id=source_id, video=path, caption=caption, clip=clip, others=others)
+            Story(
+                entries=entries,
+                source_id=source_id,
+                video=path,
+                caption=caption,
+                unknown=unknown,
+                clip=clip,
+                others=others,
+            )
         )
     return tuple(stories)
 
@@ -185,7 +194,7 @@ def retry(lake: Lake, build_id: str | None, choice: Choice) -> Retry:
         clip_ids = {entry.clip_id for entry in wanted if entry.stage == label.agent}
         if clip_ids:
             store = lake.failure_store(label)
-            held = {key: entry for key, entry in store.read(store.keys()).items() if entry.clip_id in clip_ids}
+            held = {key: entry for key, entry in store.find(store.keys()).items() if entry.clip_id in clip_ids}
             store.remove(held)
             taken += held.values()
     if not taken:
@@ -252,11 +261,15 @@ def _sampled_objects(lake: Lake, build_id: str, clip_ids: frozenset[str]) -> Ite
                         yield row["clip_id"], kind, item["object_id"], item["noun"]
 
 
-def _row_of(manifest: Manifest, source_id: str) -> tuple[str | None, str | None]:
-    """Video and caption of a row that gave no clip, if the source still has it."""
+def _row_of(manifest: Manifest, source_id: str) -> tuple[str | None, str | None, str]:
+    """Video and caption of a row that gave no clip; where the source does not tell, why not."""
     try:
         _, listing = read_source(Path(manifest.source), Path(manifest.videos_root))
-    except (SourceError, OSError):
-        return None, None
-    found = (row for row in listing.rows if row.source_id == source_id)
-    return next(((row.video, row.caption) for row in found), (None, None))
+    except (SourceError, OSError) as error:
+        return None, None, f"the source cannot be read from here: {error}"
+    for row in listing.rows:
+        if row.source_id == source_id:
+            return row.video, row.caption, ""
+    if any(source_id in (entry.source_id, entry.subject_id) for entry in listing.rejected):
+        return None, None, f"the row is in {manifest.source}, but cannot be read"
+    return None, None, f"the row is gone: {manifest.source} has no {source_id}"

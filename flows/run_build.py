@@ -11,9 +11,11 @@ from rich.console import Console
 
 from flows.cli_common import FAILED, INTERRUPTED, fail, print_json, tell
 from flows.preflight import preflight
+from flows.profile_config import shipped_profiles
 from flows.progress import TerminalProgress
 from flows.result import BuildResult
 from flows.server import Server, point_prefect_at_server
+from infra.builds import BuildCommand
 from infra.ray_folder import sweep_lost_folders
 from infra.source_rows import check_source
 
@@ -44,9 +46,10 @@ def run_build(
     if has_page:
         console.print(f"watch it: {os.environ['PREFECT_API_URL'].removesuffix('/api')}/runs", highlight=False)
     lake = lake if "://" in lake else str(Path(lake).absolute())  # as others see it on the run's page
+    asked = command_of(source, root, profile, limit, ray)
     try:
         with tags(process_tag()), TerminalProgress(console) as terminal, watched_by(terminal):
-            result = build(str(source), lake, str(root) if root else None, profile, limit, ray)
+            result = build(asked.source, lake, asked.root, asked.profile, asked.limit, asked.ray)
     except CancelledRun as said:
         fail(str(said), INTERRUPTED)
     except (ServerLostError, TransportError) as error:
@@ -60,6 +63,17 @@ def run_build(
         print_json(result.model_dump(mode="json"))
     else:
         Console().print(result.summary(), highlight=False, soft_wrap=True)
+
+
+def command_of(source: Path, root: Path | None, profile: str, limit: int | None, ray: str | None) -> BuildCommand:
+    """What was asked for in this folder, as it can be asked for in any; no path enters a key or the build's id."""
+    return BuildCommand(
+        source=str(source.absolute()),
+        root=str(root.absolute()) if root else None,
+        profile=profile if profile in shipped_profiles() else str(Path(profile).absolute()),
+        limit=limit,
+        ray=ray,
+    )
 
 
 def end_lost_builds(server: Server) -> None:

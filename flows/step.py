@@ -94,8 +94,12 @@ def run_step(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun, log: L
     lost = {clip_id for clip_id, entry in list(run.failed.items()) if entry.stage in upstream}
     alive = [clip for clip in clips if clip.clip_id not in lost]
     run.chain.store(role).refresh()  # another build on this lake may have done some meanwhile
-    stale = run.chain.stale(role, alive)
+    run.chain.failure_store(role).refresh()  # or `quarantine retry` taken some failures out
     before = run.chain.failures(role, alive)
+    given_up = {entry.clip_id for entry in before}
+    held = run.chain.store(role).keys()
+    # not by the failures' keys: those may change between two looks, and a clip must be in one of the three
+    stale = [clip for clip in alive if clip.clip_id not in given_up and run.chain.keys(clip)[role] not in held]
     for entry in before:
         run.fail(entry)
     cached, skipped = len(alive) - len(stale), len(clips) - len(alive)

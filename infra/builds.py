@@ -36,6 +36,10 @@ ROWS_PER_GROUP = 256
 _MASK_COLUMNS = ("objects", "masks")
 
 
+class CommittedError(LakeError):
+    """A build of that id is committed already, by an earlier run or one beside this; builds never change."""
+
+
 class ShardEntry(Record):
     """One Parquet file of a build; `path` is relative to the lake."""
 
@@ -55,12 +59,16 @@ class CountEntry(Record):
 
 
 class BuildCommand(Record):
-    """What a build was asked for, as it was given; the same again finishes or repeats it."""
+    """What a build was asked for, its paths absolute; the same again, in any folder, finishes or repeats it.
+
+    `ray` is the address of the cluster it joined, None in manifests of programs that did not keep it.
+    """
 
     source: str
     root: str | None = None
     profile: str
     limit: int | None = None
+    ray: str | None = None
 
     def line(self, lake: str) -> str:
         """The command line that asks for it, ready to be pasted into a shell."""
@@ -68,6 +76,7 @@ class BuildCommand(Record):
         words += [] if self.root is None else ["--root", self.root]
         words += [] if self.profile == DEFAULT_PROFILE else ["--profile", self.profile]
         words += [] if self.limit is None else ["--limit", str(self.limit)]
+        words += [] if self.ray is None else ["--ray", self.ray]
         return shlex.join(words)
 
 
@@ -117,16 +126,15 @@ class Manifest(Record):
 class BuildWriter:
     """Writes one build. Everything is written once, in the order of its ids, then committed.
 
-    Raises LakeError where a build of that id is already committed: builds never change.
+    Here and with each file, raises CommittedError where a build of that id is already committed.
     """
 
     def __init__(self, lake: Lake, build_id: str, rows_per_shard: int = ROWS_PER_SHARD) -> None:
-        if lake.get(_manifest_name(build_id)) is not None:
-            raise LakeError(f"build {build_id} is already committed in {lake.root}; builds never change")
         self._lake = lake
         self._build_id = build_id
         self._rows_per_shard = rows_per_shard
         self._entries: dict[Content, list[ShardEntry]] = {}
+        self._check_open()
 
     def write_samples(self, kind: Kind, samples: Iterable[Sample]) -> None:
         """Write all samples of a kind, sorted by `clip_id`, then `sample_id`; none still gives one empty shard."""
@@ -140,6 +148,10 @@ class BuildWriter:
         """Write what was dropped or failed."""
         self._write("quarantine", entries, QuarantineEntry)
 
+    def write_page(self, name: str, text: str) -> None:
+        """Write a page to be read by people beside the manifest."""
+        self._put(f"builds/{self._build_id}/{name}", text.encode())
+
     def commit(self, manifest: Manifest) -> Manifest:
         """Make it a build: `manifest`, with the shards written here, becomes visible, then `latest.json` names it.
 
@@ -151,9 +163,9 @@ class BuildWriter:
             raise ValueError(f"got the manifest of build {manifest.build_id}, this is {self._build_id}")
         shards = tuple(entry for content in CONTENTS for entry in self._entries[content])
         manifest = manifest.model_copy(update={"shards": shards})
-        self._remove_strays({entry.path for entry in shards})
         if (other := committed_manifest(self._lake, self._build_id)) is not None:  # a build beside us was first
             return other
+        self._remove_strays({entry.path for entry in shards})
         self._lake.put(_manifest_name(self._build_id), manifest.model_dump_json(indent=2).encode())
         set_latest(self._lake, self._build_id)
         return manifest
@@ -166,10 +178,20 @@ class BuildWriter:
         while (rows := list(itertools.islice(rest, self._rows_per_shard))) or not entries:
             data = _parquet_bytes(rows, record_type, content)
             path = f"{_folder(self._build_id, content)}/{_stem(content)}-{len(entries):05d}.parquet"
-            self._lake.put(path, data)
+            self._put(path, data)
             digest = hashlib.sha256(data).hexdigest()
             entries.append(ShardEntry(content=content, path=path, rows=len(rows), sha256=digest, bytes=len(data)))
         self._entries[content] = entries
+
+    def _put(self, path: str, data: bytes) -> None:
+        self._check_open()
+        self._lake.put(path, data)
+
+    def _check_open(self) -> None:
+        if self._lake.get(_manifest_name(self._build_id)) is not None:
+            raise CommittedError(
+                f"build {self._build_id} is already committed in {self._lake.root}; builds never change"
+            )
 
     def _remove_strays(self, kept: set[str]) -> None:
         # an earlier try of this build may have been cut off after writing more shards than this one has

@@ -8,7 +8,9 @@ _VARYING = (
     (re.compile(r"\bsession_\d[\d_-]+"), "session_…"),
     (re.compile(r"\b\d{4}-\d\d-\d\d[ T_]\d\d[:-]\d\d[:-]\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"), "…"),
     (re.compile(r"(?<= [IWEF]) \d+ \d+(?=\])"), " …"),  # glog: process and thread
-    (re.compile(r"\b(time|cpu|pid|ip|port)(\s*[=:]\s*|\s+)[\d.:]*\d\b", re.IGNORECASE), r"\1\2…"),
+    (re.compile(r"(?<= received at time=)\d+ on cpu \d+"), "… on cpu …"),  # Abseil's line of a fatal signal
+    (re.compile(r"(?<= PID )\d+\b"), "…"),  # glog's
+    (re.compile(r"\b(pid|ip|port)(\s*[=:]\s*)[\d.:]*\d\b"), r"\1\2…"),  # Ray's
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"), "…"),
     (re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "…"),
     (re.compile(r"\b[0-9a-f]{32,56}\b"), "…"),  # Ray's ids; ours are of 16 digits, a SHA-256 of 64

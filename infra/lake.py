@@ -10,7 +10,7 @@ import io
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +18,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
@@ -26,14 +27,22 @@ from schemas.label import AgentLabel
 from schemas.quarantine import QuarantineEntry
 from schemas.record import Record
 
+T = TypeVar("T")
 OutT = TypeVar("OutT", bound=Record)
 
 _KEY = pa.field("key", pa.string(), nullable=False)
 _FILE = "__filename"  # the column in which pyarrow.dataset tells which file a row came from
 
+_TRIES = 5
+"""How often a store lists its parts anew where one went away before it was read: `remove` replaces parts."""
+
 
 class LakeError(ValueError):
     """The lake cannot be read or written, or holds a file that is not what it should be."""
+
+
+class _PartGoneError(LakeError):
+    """A part that was listed is not there any more."""
 
 
 class Lake:
@@ -106,6 +115,27 @@ class Lake:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Hold what others on this lake wait for under the same name, in `.locks`; a process that dies lets it go.
+
+        An object store has no locks: nothing is waited for there, so what goes on inside must be harmless twice.
+        """
+        if not self._is_local:
+            yield
+            return
+        path = Path(self.path(".locks", f"{name}.lock"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            lock.acquire()
+        except OSError as error:
+            raise LakeError(f"cannot write to the lake {self.root}: {error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def agent_store(self, label: AgentLabel, record_type: type[OutT]) -> "AgentStore[OutT]":
         """The outputs of one agent under one label."""
         return AgentStore(self, label, record_type)
@@ -119,9 +149,9 @@ class AgentStore(Generic[OutT]):
     """Outputs of one agent under one label, in `agents/<agent>/<config hash>/part-*.parquet`; failures, which rest
     under `failures` in the same way, are the only ones that are ever taken out again.
 
-    Columns are `key` and the fields of the output record. Parts never change. The same
+    Columns are `key` and the fields of the output record. Parts never change, but `remove` may replace some. The same
     key may stand in two parts (two runs at once): the first part in name order is read, and as outputs are pure either
-    would be right. Safe to use from many threads.
+    would be right. Safe to use from many threads, and while others append or remove.
     """
 
     def __init__(self, lake: Lake, label: AgentLabel, record_type: type[OutT], under: str = "agents") -> None:
@@ -144,12 +174,11 @@ class AgentStore(Generic[OutT]):
             return frozenset(self._part_of)
 
     def refresh(self) -> None:
-        """Take in parts that others have written; raises LakeError for a part that does not open."""
+        """Take in parts that others have written, forget those they removed; raises LakeError for one that does not
+        open.
+        """
         with self._lock:
-            parts = [name for name in self._lake.names(self.folder) if _is_part(name)]
-            self._index(self._scan([name for name in parts if name not in self._indexed], ["key", _FILE], None))
-            self._indexed.update(parts)
-            self._is_loaded = True
+            _while_parts_go(self._take_in)
 
     def read(self, keys: Iterable[str]) -> dict[str, OutT]:
         """The outputs of the given keys, from only the parts that hold them.
@@ -157,10 +186,19 @@ class AgentStore(Generic[OutT]):
         Raises LakeError where a key is not in the store.
         """
         wanted = set(keys)
+        found = self.find(wanted)
+        if missing := wanted - found.keys():
+            raise LakeError(f"{self._lake.path(self.folder)} holds no output for {len(missing)} of the keys asked")
+        return found
+
+    def find(self, keys: Iterable[str]) -> dict[str, OutT]:
+        """The outputs of those of the keys that the store holds; one that is removed meanwhile is left out."""
+        wanted = set(keys)
+        return _while_parts_go(lambda: self._find(wanted), before_another=self.refresh)
+
+    def _find(self, wanted: set[str]) -> dict[str, OutT]:
         with self._lock:
-            if missing := wanted - self.keys():
-                raise LakeError(f"{self._lake.path(self.folder)} holds no output for {len(missing)} of the keys asked")
-            part_of = {key: self._part_of[key] for key in wanted}
+            part_of = {key: self._part_of[key] for key in wanted & self.keys()}
         table = self._scan(sorted(set(part_of.values())), [*self._schema.names, _FILE], wanted)
         outputs: dict[str, OutT] = {}
         for row in table.to_pylist():
@@ -185,20 +223,35 @@ class AgentStore(Generic[OutT]):
     def remove(self, keys: Iterable[str]) -> None:
         """Take the rows of some keys out: parts that hold one are written anew without it, then deleted.
 
-        Keys that are not in the store are no error. Stores of the same folder opened before do not notice.
+        Keys that are not in the store are no error. Stores of the same folder opened before notice when they refresh.
+        Others that remove wait for each other; in an object store, of two at once one may leave what it should remove.
         """
         gone = set(keys)
-        with self._lock:
-            parts = [name for name in self._lake.names(self.folder) if _is_part(name)]
+        with self._lake.locked(self.folder.replace("/", "-")), self._lock:
+            parts = self._listed()
             found = self._scan(parts, ["key", _FILE], gone)[_FILE].to_pylist()
             for part in sorted({path.rsplit("/", 1)[-1] for path in found}):
                 kept = self._scan([part], self._schema.names, None).filter(~ds.field("key").isin(sorted(gone)))
                 if kept.num_rows:
                     self._write_part(kept)
                 self._lake.remove(f"{self.folder}/{part}")
-            self._indexed.clear()
-            self._part_of.clear()
-            self._is_loaded = False
+            self._forget()
+
+    def _take_in(self) -> None:
+        parts = self._listed()
+        if not self._indexed.issubset(parts):
+            self._forget()  # whole: what stood in a part that is gone may stand in another one too
+        self._index(self._scan([name for name in parts if name not in self._indexed], ["key", _FILE], None))
+        self._indexed.update(parts)
+        self._is_loaded = True
+
+    def _forget(self) -> None:
+        self._indexed.clear()
+        self._part_of.clear()
+        self._is_loaded = False
+
+    def _listed(self) -> list[str]:
+        return [name for name in self._lake.names(self.folder) if _is_part(name)]
 
     def _write_part(self, table: pa.Table) -> str:
         sink = io.BytesIO()
@@ -242,6 +295,8 @@ class AgentStore(Generic[OutT]):
         try:
             dataset = ds.dataset(paths, schema=self._schema, filesystem=self._lake.fs, format="parquet")
             return dataset.to_table(columns=columns, filter=chosen)
+        except FileNotFoundError as error:
+            raise _PartGoneError(f"{self._lake.path(self.folder)}: parts go away while they are read") from error
         except (OSError, pa.ArrowException) as error:
             raise LakeError(self._what_is_torn(paths, error)) from error
 
@@ -276,6 +331,16 @@ def _put_local(path: Path, data: bytes, tries: int = 3) -> None:
         os.fsync(folder)  # the rename itself must survive a power cut
     finally:
         os.close(folder)
+
+
+def _while_parts_go(read: Callable[[], T], before_another: Callable[[], None] = lambda: None) -> T:
+    """What `read` gives, tried some times while parts are replaced under it."""
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except _PartGoneError:
+            before_another()
+    return read()
 
 
 def _is_part(name: str) -> bool:

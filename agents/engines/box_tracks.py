@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
@@ -13,13 +12,10 @@ from agents.assignment import FORBIDDEN, best_assignment
 from agents.base import Detection
 from agents.engines.boxes import box_distance, box_iou, inner_share, is_in_sight, mixed_box
 from agents.engines.flow_field import FlowField
+from agents.histogram import Histogram, hsv_histogram, intersection
 from infra.video import Frames, Image
 from schemas.record import BoxXyxyPx, Record, Share
 
-Histogram = npt.NDArray[np.float32]
-"""(256,), summing to 1: hue, saturation and value of a box's inner part."""
-
-_HISTOGRAM_BINS = (16, 4, 4)
 _DETECTION_TRUST = 0.7
 _INNER_SHARE = 0.6
 _NEAR_DIAGONALS = 0.75
@@ -339,11 +335,4 @@ def histogram_of(image: Image, box_xyxy_px: BoxXyxyPx) -> Histogram:
     dx, dy = (x2 - x1) * (1 - _INNER_SHARE) / 2, (y2 - y1) * (1 - _INNER_SHARE) / 2
     left, top = int(np.clip(x1 + dx, 0, width_px - 1)), int(np.clip(y1 + dy, 0, height_px - 1))
     right, bottom = int(np.clip(x2 - dx, left + 1, width_px)), int(np.clip(y2 - dy, top + 1, height_px))
-    hsv = cv2.cvtColor(image[top:bottom, left:right], cv2.COLOR_RGB2HSV)
-    counts = cv2.calcHist([hsv], [0, 1, 2], None, list(_HISTOGRAM_BINS), [0, 180, 0, 256, 0, 256])
-    return np.asarray(counts.ravel() / counts.sum(), dtype=np.float32)
-
-
-def intersection(a: Histogram, b: Histogram) -> float:
-    """Histogram intersection (Swain and Ballard 1991): 1 for equal, 0 for disjoint."""
-    return float(np.minimum(a, b).sum())
+    return hsv_histogram(image[top:bottom, left:right])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agents.measure import colour_names, colour_shares, contacts, motion_facts, places_of, size_of
+from agents.measure import apart, colour_names, colour_shares, contacts, motion_facts, places_of, size_of
 from schemas.mask import encode
 from schemas.track import ObjectMasks
 from schemas.words import COLOURS
@@ -185,6 +185,17 @@ def test_contact_needs_common_visible_frames():
     shapes = [disc(160, 120, 20)] * 6
     assert contacts(track(shapes), track([None, None, None, None, None, shapes[0]])) == []
     assert contacts(track(shapes), track([disc(60, 120, 20)] * 6)) == []
+
+
+def test_what_touches_in_a_single_frame_has_no_contact_but_is_not_apart():
+    standing = track([disc(160, 120, 20)] * 6)
+    once = track([disc(60, 120, 20)] * 5 + [disc(160, 120, 20)])
+    never = track([disc(60, 120, 20)] * 6)
+    assert contacts(standing, once) == []
+    assert not apart(standing, once)
+    assert not apart(once, standing)
+    assert apart(standing, never)
+    assert apart(standing, track([None] * 5 + [disc(60, 120, 20)]))
 
 
 def test_contact_of_other_frame_sizes_is_refused():

@@ -88,8 +88,8 @@ ALL = [
     *reasoning(CLIP, CAR),
     *reasoning(CLIP, MAN),
     *future(CLIP, CAR),
-    *relation(CLIP, CAR, MAN),
-    *relation(CLIP, MAN, DOG),
+    *relation(CLIP, CAR, MAN, apart=False),
+    *relation(CLIP, MAN, DOG, apart=True),
     *group(CLIP, [CAR, MAN, DOG]),
 ]
 
@@ -139,8 +139,24 @@ def test_reasoning_on_one_object_joins_facts():
     assert "grows to about 2.3 times" in answers(reasoning(CLIP, near))["depth"]
 
 
+@pytest.mark.parametrize(
+    ("direction", "growth", "asked"),
+    [
+        ("toward", 1.1, True),
+        ("toward", 1.05, False),
+        ("toward", 0.7, False),
+        ("away", 0.9, True),
+        ("away", 0.95, False),
+        ("away", 1.4, False),
+    ],
+)
+def test_depth_is_asked_only_where_the_area_tells_the_same(direction, growth, asked):
+    facts = motion(direction, "slow", "middle", "middle", growth=growth)
+    assert ("depth" in answers(reasoning(CLIP, caption(facts=facts)))) == asked
+
+
 def test_relations_name_the_clear_winner():
-    told = answers(relation(CLIP, CAR, MAN))
+    told = answers(relation(CLIP, CAR, MAN, apart=False))
     assert told["larger"] == (
         "<object0>, the car, looks larger, filling about 10 % of the frame; <object1> fills about 2 %."
     )
@@ -160,7 +176,7 @@ def test_relations_name_the_clear_winner():
 
 def test_relations_stay_silent_where_objects_are_alike():
     twin = caption(1, area=0.12)
-    told = answers(relation(CLIP, CAR.model_copy(update={"contacts": ()}), twin))
+    told = answers(relation(CLIP, CAR.model_copy(update={"contacts": ()}), twin, apart=True))
     told.pop("touch", None)
     assert told == {"same_heading": "Yes, both move to the right."}
 
@@ -171,9 +187,11 @@ def test_what_is_true_of_most_objects_is_asked_of_one_in_four():
     assert 30 <= len(viewed) <= 70
     assert set(viewed) == {"The car is in view for the whole clip."}
     apart = [item.model_copy(update={"contacts": ()}) for item in whole]
-    touches = [answers(relation(CLIP, one, two)).get("touch") for one, two in pairwise(apart)]
+    touches = [answers(relation(CLIP, one, two, apart=True)).get("touch") for one, two in pairwise(apart)]
     assert 30 <= touches.count("No, they stay apart in the frame.") <= 70
     assert set(touches) == {"No, they stay apart in the frame.", None}
+    brushing = [answers(relation(CLIP, one, two, apart=False)).get("touch") for one, two in pairwise(apart)]
+    assert set(brushing) == {None}
 
 
 def test_whether_and_where_an_object_moves_is_asked_of_all():
@@ -185,11 +203,11 @@ def test_whether_and_where_an_object_moves_is_asked_of_all():
 
 def test_objects_never_seen_together_are_not_asked_whether_they_touch():
     early, late = caption(0, view=(10.0, 12.0)), caption(1, view=(15.0, 19.0))
-    assert "touch" not in answers(relation(CLIP, early, late))
+    assert "touch" not in answers(relation(CLIP, early, late, apart=True))
 
 
 def test_sides_are_those_of_the_first_sight():
-    told = answers(relation(CLIP, caption(0), caption(1, "dog", motion("left", start="right", end="left"))))
+    told = answers(relation(CLIP, caption(0), caption(1, "dog", motion("left", start="right", end="left")), apart=True))
     assert told["side"] == (
         "To the left: at first, <object0> is on the left of the frame and <object1> is on the right."
     )

@@ -233,6 +233,20 @@ def test_pairs_are_capped():
     assert len({tuple(item.object_id for item in sample.objects) for sample in pairs}) == 2
 
 
+@pytest.mark.parametrize("shift_px", [0, 5])
+def test_objects_are_said_to_stay_apart_only_where_their_masks_never_touch(shift_px):
+    things = [(f"car{i}", "other", "singular", True, "right") for i in range(6)]
+    case = job(*things)
+    tracks = []
+    for i, track in enumerate(case.tracks.tracks):
+        spot = np.zeros((HEIGHT, WIDTH), bool)
+        spot[:2, shift_px * i : shift_px * i + 2] = True
+        tracks.append(track.model_copy(update={"masks": track.masks.model_copy(update={"rle": (encode(spot),) * NUM})}))
+    case = case.model_copy(update={"tracks": case.tracks.model_copy(update={"tracks": tuple(tracks)})})
+    told = [s.conversations[1].value for s in refine(case, max_pairs=15, reasoning_per_pair=9).samples]
+    assert ("No, they stay apart in the frame." in told) == bool(shift_px)
+
+
 def test_dropped_tracks_are_in_no_sample_unless_short_captions_follow_the_paper():
     case = job(CAR, ("man", "subject", "singular", False, "right"), ("cat", "other", "singular", False, "right"))
     assert {item.noun for sample in refine(case).samples for item in sample.objects} == {"car"}

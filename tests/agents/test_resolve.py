@@ -212,6 +212,14 @@ def test_what_stays_is_not_what_moves() -> None:
     assert outcomes(resolve(said, [candidate(dx=0.3)], CONFIG)) == ["not_found"]
 
 
+def test_who_waits_and_then_runs_does_not_stay() -> None:
+    said = mention("a", "a dog", name="dog", actions=("wait", "run"))
+    assert agreements(said, candidate(name="dog", dx=0.3)).get("direction", 1.0) > 0
+    assert outcomes(resolve([said], [candidate(name="dog", dx=0.3)], CONFIG)) == [(0,)]
+    both_stay = mention("a", "a dog", name="dog", actions=("wait", "rest"))
+    assert outcomes(resolve([both_stay], [candidate(name="dog", dx=0.3)], CONFIG)) == ["not_found"]
+
+
 def test_who_crosses_the_frame_is_not_the_one_that_goes_away() -> None:
     crossing, going = candidate(dx=-0.37, growth=0.6), candidate(growth=0.6)
     said = mention("a", "a cyclist", directions=("away",))

@@ -1,5 +1,7 @@
 """A build is committed whole, accounts for everything, and is the same wherever the same records are."""
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,73 @@ def test_a_failed_clip_stands_in_quarantine_and_the_others_in_the_build(
         f"1 clips failed: videorefer quarantine list --lake {made.lake.address} --reason agent_died; "
         "quarantine retry tries them again"
     )
+
+
+def test_what_another_build_finishes_of_a_given_up_clip_does_not_change_this_one(
+    by_hand: Any, two_videos: Path, tmp_path: Path, lake_by_hand: Any
+) -> None:
+    alone = type(lake_by_hand)(by_hand, two_videos, tmp_path / "other" / "lake")
+    good, bad = alone.plan.clips
+    by_hand.fill(alone.chain, good)
+    by_hand.fill(alone.chain, bad, {"analyzer": by_hand.mentions(bad)})
+    beside = lake_by_hand  # here another build has finished the clip
+    results = [made.publish((a_failure(bad),)) for made in (alone, beside)]
+    assert results[0].build_id == results[1].build_id
+    shards = [read_manifest(made.lake, results[0].build_id).shards for made in (alone, beside)]
+    assert shards[0] == shards[1]
+    assert {s.clip_id for kind in KINDS for s in read_samples(beside.lake, results[1].build_id, kind)} == {good.clip_id}
+    assert results[0].counts == results[1].counts
+
+
+def test_builds_that_fail_alike_commit_the_words_of_one_of_them(lake_by_hand: Any, tmp_path: Path) -> None:
+    made, bad = lake_by_hand, lake_by_hand.plan.clips[1]
+    said = [a_failure(bad).model_copy(update={"evidence": f"2 tries: {word}"}) for word in ("gone", "lost")]
+    key, label = made.chain.keys(bad)["segmenter"], made.chain.labels["segmenter"]
+    for entry in said:
+        made.lake.failure_store(label).append([(key, entry)])
+    shutil.copytree(made.lake.root, tmp_path / "copy")
+    committed = []
+    for root, entry in zip((Path(made.lake.root), tmp_path / "copy"), said, strict=True):
+        other = type(made)(made.by_hand, made.source, root)
+        build_id = other.publish((entry,)).build_id
+        committed.append([e.evidence for e in read_quarantine(other.lake, build_id) if e.reason == "agent_died"])
+    first = made.lake.failure_store(label).read([key])[key].evidence
+    assert committed == [[first], [first]]
+
+
+def test_of_builds_that_publish_the_same_at_once_one_writes_and_the_rest_take_it(
+    lake_by_hand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = lake_by_hand.plan.clips[1]
+    said = [a_failure(bad).model_copy(update={"evidence": f"2 tries: {n}"}) for n in range(4)]
+    put, num_puts = Lake.put, []
+
+    def counted(self: Lake, name: str, data: bytes) -> None:
+        num_puts.append(name)
+        put(self, name, data)
+
+    monkeypatch.setattr(Lake, "put", counted)
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda entry: lake_by_hand.publish((entry,)), said))
+    assert len({result.build_id for result in results}) == 1
+    assert sorted(result.is_new for result in results) == [False, False, False, True]
+    assert sum(name.startswith("quarantine/") for name in num_puts) == 1
+    assert verify_build(lake_by_hand.lake, results[0].build_id) == []
+
+
+def test_a_build_is_the_same_wherever_its_source_lies_and_however_it_is_named(
+    by_hand: Any, two_videos: Path, tmp_path: Path, lake_by_hand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = set()
+    moved = tmp_path / "moved" / two_videos.name
+    shutil.copytree(two_videos, moved)
+    monkeypatch.chdir(moved.parent)
+    for number, source in enumerate((two_videos, moved, Path(moved.name))):
+        made = type(lake_by_hand)(by_hand, source, tmp_path / f"lake-{number}" / "lake")
+        for clip in made.plan.clips:
+            by_hand.fill(made.chain, clip)
+        ids.add(made.publish().build_id)
+    assert len(ids) == 1
 
 
 def test_a_lost_clip_stops_the_build_before_it_is_committed(

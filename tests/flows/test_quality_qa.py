@@ -198,7 +198,7 @@ def claims_of_many(text, objects, clip):
             yield "place", objects[int(match[1])].at(match[2], "first")
     if "stay apart" in text or "they touch" in text:
         touching = [objects[0].touches(objects[1], time_s) for time_s in objects[0].times_s]
-        yield "touch", any(touching) if text.startswith("Yes") else np.mean(touching) < 0.15
+        yield "touch", any(touching) == text.startswith("Yes")
     if match := re.match(rf"Yes, both move {WAY}", text):
         yield "same heading", all(item.goes(DIRECTIONS[match[1]]) for item in objects)
     if text.startswith("No: "):

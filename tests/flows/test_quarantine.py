@@ -161,6 +161,21 @@ def test_of_a_row_that_gave_no_clip_the_source_is_asked(story: Story) -> None:
     assert told.video == str(story.made.source.parent / str(SILENT["video"]))
 
 
+def test_a_row_that_is_gone_is_told_from_a_source_that_cannot_be_read(story: Story) -> None:
+    source = story.made.source
+    at = ("--lake", story.made.lake.address, "silent")
+    whole = source.read_text()
+    try:
+        story.made.write(story.made.rows)
+        gone = invoke("show", *at).stdout
+        source.unlink()
+        unread = invoke("show", *at).stdout
+    finally:
+        source.write_text(whole)
+    assert f"video and caption: not known, the row is gone: {source} has no silent" in gone
+    assert f"video and caption: not known, the source cannot be read from here: source {source} does not" in unread
+
+
 def test_a_name_that_nothing_bears_and_a_lake_without_builds_are_one_clear_error(story: Story, tmp_path: Path) -> None:
     with pytest.raises(QuarantineError, match=r"^build \w{16} has no 'zebra' in quarantine"):
         tell(story.made.lake, None, "zebra", 5)

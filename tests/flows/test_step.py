@@ -191,6 +191,53 @@ def test_a_failure_taken_out_is_tried_again_and_no_other(tmp_path: Path, by_hand
     assert sorted(run.chain.outputs("refiner", clips)) == ["c1", "c2"]
 
 
+def test_a_failure_taken_out_while_a_build_runs_is_tried_again_by_it(
+    tmp_path: Path, by_hand: Any, clips: list[Any]
+) -> None:
+    first = a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2", "c3"]}))
+    steps(first, clips)
+    pools = LocalPools(by_hand)
+    run = a_run(tmp_path, by_hand, pools)
+    assert len(run.chain.failures("segmenter", clips)) == 2
+    first.chain.failure_store("segmenter").remove([first.chain.keys(clips[1])["segmenter"]])
+    steps(run, clips)
+    assert list(run.failed) == ["c3"]
+    assert pools.seen == {role: [["c2"]] for role in ROLES[1:]}
+
+
+def test_a_failure_that_another_build_commits_meanwhile_is_not_tried_again(
+    tmp_path: Path, by_hand: Any, clips: list[Any]
+) -> None:
+    pools = LocalPools(by_hand)
+    run = a_run(tmp_path, by_hand, pools)
+    assert run.chain.failures("segmenter", clips) == []
+    first = a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2"]}))
+    steps(first, clips)
+    steps(run, clips)
+    assert (run.failed, pools.seen) == (first.failed, {})
+
+
+def test_a_failure_taken_out_in_the_middle_of_a_step_counts_as_none(
+    tmp_path: Path, by_hand: Any, clips: list[Any]
+) -> None:
+    first = a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2", "c3"]}))
+    steps(first, clips)
+    store = first.chain.failure_store("segmenter")
+    run = a_run(tmp_path, by_hand, LocalPools(by_hand))
+    mine = run.chain.failure_store("segmenter")
+    refresh = mine.refresh
+
+    def refresh_then_removal() -> None:
+        refresh()
+        mine.refresh = refresh  # type: ignore[method-assign]
+        store.remove([first.chain.keys(clips[1])["segmenter"]])
+
+    mine.refresh = refresh_then_removal  # type: ignore[method-assign]
+    results = dict(zip(ROLES, steps(run, clips), strict=True))
+    assert (results["segmenter"].done, results["segmenter"].failed_before) == (1, 1)
+    assert (list(run.failed), sorted(run.chain.outputs("refiner", clips))) == (["c3"], ["c1", "c2"])
+
+
 def test_an_output_that_another_run_made_counts_for_more_than_a_failure(
     tmp_path: Path, by_hand: Any, clips: list[Any]
 ) -> None:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra import builds
-from infra.builds import BuildCommand, BuildWriter, CountEntry, Manifest
+from infra.builds import BuildCommand, BuildWriter, CommittedError, CountEntry, Manifest
 from infra.lake import Lake, LakeError
 from schemas.label import AgentLabel
 from schemas.quarantine import QuarantineEntry
@@ -219,6 +219,23 @@ def test_what_was_asked_for_can_be_pasted_into_a_shell():
     asked = BuildCommand(source="a.csv", root="$HOME", profile="my.toml", limit=3)
     line = "videorefer build --source a.csv --lake L --root '$HOME' --profile my.toml --limit 3"
     assert asked.line("L") == line
+    asked = BuildCommand(source="a.csv", profile="embedded", ray="ray://head:10001")
+    assert asked.line("L") == "videorefer build --source a.csv --lake L --ray ray://head:10001"
+
+
+def test_a_slower_writer_of_the_same_build_leaves_a_committed_one_alone(lake):
+    slow = BuildWriter(lake, "b1")
+    slow.write_tracks([])
+    write(lake).commit(MANIFEST)
+    other = QuarantineEntry(
+        subject_id="s", source_id="s", clip_id="c", stage="analyzer", reason="agent_died", evidence="another"
+    )
+    with pytest.raises(CommittedError, match="b1 is already committed"):
+        slow.write_quarantine([other])
+    with pytest.raises(CommittedError):
+        slow.write_page("README.md", "another")
+    assert lake.get("builds/b1/README.md") is None
+    assert builds.verify_build(lake, "b1") == []
 
 
 def test_chosen_columns_come_alone_and_only_of_row_groups_with_a_chosen_clip(lake):

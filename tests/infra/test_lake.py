@@ -1,7 +1,9 @@
 import json
 import os
 import threading
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -132,6 +134,56 @@ def test_what_is_removed_is_gone_from_every_part_and_the_rest_stays(lake):
     assert sum(name.endswith(".parquet") for name in lake.names(first.folder)) == 2
     first.append([("k1", entry("again"))])
     assert lake.failure_store(LABEL).read(["k1"]) == {"k1": entry("again")}
+
+
+def test_a_store_opened_before_a_removal_forgets_what_was_removed(lake):
+    first, second = lake.failure_store(LABEL), lake.failure_store(LABEL)
+    first.append([("k1", entry("a")), ("k2", entry("b"))])
+    first.append([("k1", entry("other")), ("k3", entry("c"))])
+    assert second.keys() == {"k1", "k2", "k3"}
+    first.remove(["k2"])
+    assert second.find(["k1", "k2"]).keys() == {"k1"}
+    first.remove(["k1"])
+    second.refresh()
+    assert second.keys() == {"k3"}
+    assert second.find(["k1", "k3", "nowhere"]) == {"k3": entry("c")}
+    first.remove(["k3"])
+    with pytest.raises(LakeError, match="holds no output for 1 of the keys"):
+        second.read(["k3"])
+
+
+def test_a_removal_between_listing_and_reading_is_no_torn_part(lake, monkeypatch):
+    first, second = lake.failure_store(LABEL), lake.failure_store(LABEL)
+    first.append([("k1", entry("a")), ("k2", entry("b"))])
+    first.append([("k3", entry("c"))])
+    list_names, doomed = Lake.names, ["k1", "k3"]
+
+    def names_then_removal(self, folder):
+        found = list_names(self, folder)
+        if self is other and doomed:
+            first.remove([doomed.pop()])
+        return found
+
+    other = Lake(lake.address)
+    monkeypatch.setattr(Lake, "names", names_then_removal)
+    assert other.failure_store(LABEL).keys() == {"k2"}
+    assert doomed == []
+    assert second.find(["k1", "k2", "k3"]) == {"k2": entry("b")}
+
+
+def test_removals_at_once_all_take_effect_and_lose_nothing(tmp_path, monkeypatch):
+    kept, put = {"k0": entry("stays")}, Lake.put
+    Lake(tmp_path).failure_store(LABEL).append([*kept.items(), *((f"k{n}", entry(str(n))) for n in (1, 2, 3, 4))])
+
+    def slow_put(self, name, data):
+        put(self, name, data)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(Lake, "put", slow_put)
+    with ThreadPoolExecutor(5) as threads:
+        list(threads.map(lambda key: Lake(tmp_path).failure_store(LABEL).remove([key]), ("k1", "k2", "k3", "k3", "k4")))
+    store = Lake(tmp_path).failure_store(LABEL)
+    assert store.read(store.keys()) == kept
 
 
 def test_a_removal_that_was_cut_off_loses_nothing_and_can_be_done_again(lake, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from agents.base import Engine, TextEmbedder
-from agents.expression import UNNAMED, is_unnamed, meant, part_of
+from agents.expression import UNNAMED, meant, name_of, part_of
 from agents.nouns import NounMap, NounMatch
 from agents.plain_text import plain_text
 from agents.said import Nominal, is_denied, lemma_of, nominals, number_of, role_of, said_of
@@ -164,7 +164,7 @@ class Analyzer:
 
         A noun outside the detector's classes is its own class, since no detector has to find it.
         """
-        nouns = {UNNAMED if is_unnamed(item) else _noun_of(item) for item in subjects}
+        nouns = {name_of(item) for item in subjects}
         noun = nouns.pop() if len(nouns) == 1 else UNNAMED
         match = self._match(subjects[0], noun) if noun != UNNAMED else None
         if match is None or match.kind != "class":

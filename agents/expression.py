@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agents.said import Nominal, lemma_of, role_of
+from agents.vocabulary import ING_FORMS
 
 UNNAMED = "object"
 """Stands for what an expression does not name, or names by several nouns at once."""
@@ -33,6 +34,17 @@ def meant(items: Sequence[Nominal]) -> list[Nominal]:
 def is_unnamed(item: Nominal) -> bool:
     """Whether a nominal stands for an object without naming it: "the one", "someone", "what he holds"."""
     return item.noun.pos_ in ("PRON", "NUM") or lemma_of(item.noun) == "one"
+
+
+def name_of(item: Nominal) -> str:
+    """What an expression calls its object; for "turtle swimming" that the parse has as one noun, "turtle"."""
+    if is_unnamed(item):
+        return UNNAMED
+    noun = item.noun
+    if noun.lower_ not in ING_FORMS:
+        return lemma_of(noun).strip() or str(noun.text)
+    before = noun.nbor(-1) if noun.i > item.start else None
+    return lemma_of(before) if before is not None and before.pos_ in ("NOUN", "PROPN") else UNNAMED
 
 
 def part_of(item: Nominal) -> str:

@@ -78,6 +78,12 @@ NOUN_LIKE_VERBS = frozenset(MOTION_VERBS) - {"head", "back", "step"} | frozenset
     )
 )
 """Verbs of captions whose forms pass for nouns ("a cyclist moves", "cars drive by")."""
+ING_FORMS = frozenset(
+    stem + "ing"
+    for verb in NOUN_LIKE_VERBS | set(MOTION_VERBS)
+    for stem in (verb, verb.removesuffix("e"), verb + verb[-1], verb.removesuffix("ie") + "y")
+)
+"""The "-ing" forms of these verbs ("turning", "riding", "swimming", "lying"), among others that no text has."""
 SINGULAR_ARTICLES = words("a an another one this each every")
 
 COPULAS = words("be look appear seem")

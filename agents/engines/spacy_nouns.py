@@ -2,20 +2,28 @@
 
 The small pipeline reads "A cyclist moves to the left" as one noun chunk "A cyclist moves". Such a token shows by form
 and place (a noun stands before it, and its own form is of a verb), so the caption is parsed once more with "went" in
-its place, which never reads as a noun, and the arcs found so are put on the words of the caption. A place between noun
-and verb ("A cyclist on the left moves") is left out of the parse and put back (`place_phrases`).
+its place, which never reads as a noun, and the arcs found so are put on the words of the caption. So it goes with "the
+rickshaw turning left", of which it makes one noun "turning"; there the noun before has a stand-in too, as the pipeline
+takes rare ones for adjectives. A place between noun and verb ("A cyclist on the left moves") is left out of the parse
+and put back (`place_phrases`).
 """
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from agents.engines.place_phrases import holder_of, kept_tokens, place_phrases, put_back
-from agents.vocabulary import NOUN_LIKE_VERBS, SINGULAR_ARTICLES
+from agents.vocabulary import ADVERB_DIRECTIONS, ING_FORMS, NOUN_LIKE_VERBS, SINGULAR_ARTICLES
 from infra.weights import weight_label, weight_path
 
 _STAND_IN = "went"
+_ING_STAND_IN = "wearing"
+_NOUN_STAND_IN = "dog"
+_OPEN_TAGS = ("JJ", "RB", "VB", "VBP")
+_OPEN_POS = ("ADJ", "ADV", "VERB")
 _FINITE = ("VBZ", "VBP", "VB", "VBD")
+_PLURAL = ("NNS", "NNPS")
 _NOUNS = ("NOUN", "PROPN")
+_MODIFIERS = ("amod", "compound", "nmod", "npadvmod", "advmod")
 _JOINTS = ("and", "then", ",")
 _ROUNDS = 3
 """Parses of one caption at most: putting one verb right shows or hides another."""
@@ -80,6 +88,8 @@ class SpacyNouns:
         before = token.nbor(-1) if token.i else None
         if before is None:
             return False
+        if token.lower_ in ING_FORMS:
+            return self._is_ing_verb(token, before)
         if token.tag_ in _FINITE:
             return before.head.i == token.i and before.pos_ in _NOUNS and before.dep_ in ("amod", "compound", "nmod")
         if token.pos_ not in _NOUNS:
@@ -91,10 +101,28 @@ class SpacyNouns:
             return False
         if before.pos_ in _NOUNS:
             return base in NOUN_LIKE_VERBS or _has_singular_article(before)
-        if _is_noun_next(token) or token.tag_ not in ("NNS", "NNPS"):
+        if _is_noun_next(token) or token.tag_ not in _PLURAL:
             return False
         joined = before.lower_ in _JOINTS and any(t.tag_ == "VBZ" for t in token.sent if t.i < token.i)
         return (joined and base in NOUN_LIKE_VERBS) or (before.pos_ == "ADJ" and _has_singular_article(before))
+
+    def _is_ing_verb(self, token: Any, before: Any) -> bool:
+        """Whether "turning" is read as no verb of the noun before it, as in "the rickshaw turning left"."""
+        if not self._is_noun_form(before) or _is_modifier(token) or any(c.dep_ == "aux" for c in token.children):
+            return False
+        if token.head.i == before.i:
+            return before.pos_ not in _NOUNS or token.dep_ == "xcomp" or (token.dep_ == "acl" and token.pos_ in _NOUNS)
+        is_part = before.head.i == token.i and before.dep_ in _MODIFIERS
+        return _is_shown(token) and (is_part or token.pos_ in _NOUNS or before.pos_ not in _NOUNS)
+
+    def _is_noun_form(self, token: Any) -> bool:
+        """Whether a word is read as a noun, or could only be one ("rickshaw", read as an adjective)."""
+        if token.pos_ in _NOUNS:
+            return True
+        if token.tag_ not in _OPEN_TAGS or token.pos_ not in _OPEN_POS or token.lower_ in ING_FORMS:
+            return False
+        forms = self._pipeline.get_pipe("lemmatizer").lookups.get_table("lemma_index")
+        return token.lower_ in forms["noun"] and token.lower_ not in forms[token.pos_.lower()]
 
     def _is_verb_behind_place(self, token: Any) -> bool:
         """Whether a word behind "the man on the left" or "a cat and a dog on the left" has the form that a verb has."""
@@ -107,7 +135,7 @@ class SpacyNouns:
     def _base(self, token: Any) -> str | None:
         """The verb that "moves" is a form of, or "move" after a plural; None for other words."""
         word, verbs = token.lower_, self._verbs
-        if token.nbor(-1).tag_ in ("NNS", "NNPS"):
+        if token.nbor(-1).tag_ in _PLURAL:
             return word if word in NOUN_LIKE_VERBS else None
         endings = {word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("ies") + "y"} - {word, word + "y"}
         bases = sorted(endings & verbs, key=lambda base: (base not in NOUN_LIKE_VERBS, base))
@@ -118,7 +146,7 @@ class SpacyNouns:
         from spacy.tokens import Doc
 
         spaces = [bool(token.whitespace_) for token in doc]
-        words = [_STAND_IN if token.i in verbs else token.text for token in doc]
+        words = [_stand_in(token, verbs) for token in doc]
         read = self._pipeline(Doc(doc.vocab, words, spaces))
         own = Doc(
             doc.vocab,
@@ -131,6 +159,31 @@ class SpacyNouns:
             deps=[token.dep_ for token in read],
         )
         return self._pipeline.get_pipe("lemmatizer")(own)
+
+
+def _stand_in(token: Any, verbs: Collection[int]) -> str:
+    """What the parser reads in place of a token: a plain verb for a verb, a plain noun for the one before "turning"."""
+    if token.i in verbs:
+        finite = [t for t in token.sent if t.tag_ in _FINITE and t.i not in verbs and t.lower_ not in ADVERB_DIRECTIONS]
+        return _ING_STAND_IN if token.lower_ in ING_FORMS and finite else _STAND_IN
+    is_before_ing = token.i + 1 in verbs and token.nbor().lower_ in ING_FORMS
+    return _NOUN_STAND_IN if is_before_ing and token.tag_ not in _PLURAL else str(token.text)
+
+
+def _is_modifier(token: Any) -> bool:
+    """Whether a word belongs to a noun behind it, as in "swimming pool"; "left" and "right" are none."""
+    head = token.head
+    return head.i > token.i and head.pos_ in _NOUNS and head.lower_ not in ADVERB_DIRECTIONS
+
+
+def _is_shown(token: Any) -> bool:
+    """Whether a word heads what a clause is about; "horse riding is fun" is about no horse."""
+    while token.dep_ in ("conj", "appos"):
+        token = token.head
+    if token.head.lower_ in ADVERB_DIRECTIONS:
+        return True
+    is_one = any(child.dep_ in ("det", "nummod", "poss") for child in token.children)
+    return token.dep_ in ("ROOT", "attr") or (is_one and token.dep_ in ("nsubj", "nsubjpass"))
 
 
 def _is_noun_next(token: Any) -> bool:

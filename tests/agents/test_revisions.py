@@ -26,6 +26,7 @@ from agents.engines.spacy_nouns import SpacyNouns
 from infra.video import Frames, Image
 from schemas.caption import CaptionSet, MotionFacts, ObjectCaption
 from schemas.clip import Clip
+from schemas.given import GivenMasks, GivenObject
 from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob
 from schemas.label import AgentLabel
 from schemas.mask import box_xyxy_px, decode, encode
@@ -210,12 +211,14 @@ class Part:
 
 
 class ScriptedTracker(Part):
+    def __init__(self, found: Sequence[ObjectMasks]) -> None:
+        self._found = found
+
     def settings(self) -> dict[str, Any]:
         return {}
 
     def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
-        found = [masks_of(item) for item in range(3)] + [masks_of(RED_CAR, detector_class="bird", seen=range(5, 7))]
-        return [item for item in found if item.detector_class in classes]
+        return [item for item in self._found if item.detector_class in classes]
 
 
 class ScriptedDetector(Part):
@@ -278,16 +281,35 @@ ANALYZED = (
     "Slowly and quietly.",
     "A cyclist on the left moves to the right while a dog in the middle of the frame sits.",
     "A 🚲 man rides a bicycle 🎉 <region>",
+    "A dog running to the left",
+    "a bird flying away and another bird sitting",
+    "A plane landing, a bus passing and a dog barking.",
+    "The car turns left.",
 )
+EXPRESSIONS = (
+    "the turtle swimming left",
+    "car turning left",
+    "dog jumping and turning",
+    "One of the fish swimming left",
+    "two people dancing",
+    "The white rabbit jumping over another rabbit",
+    "the one on the left",
+    "moving toward the camera",
+    "<region>",
+)
+"""Of clips whose masks are given."""
 
 
 def analyzed() -> dict[str, Any]:
     agent = analyzer.Analyzer(analyzer.AnalyzerConfig(), SpacyNouns(), MiniLm(), tuple(COCO_CLASSES.values()))
     agent.setup()
-    outputs = agent.process([clip_of(caption, f"clip-{number}") for number, caption in enumerate(ANALYZED)])
+    texts = (*ANALYZED, *EXPRESSIONS)
+    clips = [clip_of(caption, f"clip-{number}") for number, caption in enumerate(texts)]
+    given = [clip.model_copy(update={"given_sha256": "cd" * 32}) for clip in clips[len(ANALYZED) :]]
+    outputs = agent.process([*clips[: len(ANALYZED)], *given])
     # cosines differ by processor
     own = {"mentions": {"__all__": {"class_similarity"}}, "rejected": {"__all__": {"evidence"}}}
-    return {text: output.model_dump(mode="json", exclude=own) for text, output in zip(ANALYZED, outputs, strict=True)}
+    return {text: output.model_dump(mode="json", exclude=own) for text, output in zip(texts, outputs, strict=True)}
 
 
 def segmented() -> dict[str, Any]:
@@ -307,9 +329,39 @@ def segmented() -> dict[str, Any]:
         "a colour not there": (mention("a yellow car", "car", colours=("yellow",)),),
         "nothing": (),
     }
-    agent = segmenter.Segmenter(segmenter.SegmenterConfig(), ScriptedTracker(), SCENE)
-    outputs = agent.process([SegmenterJob(clip=clip_of(), mentions=mention_set(*items)) for items in said.values()])
-    return dict(zip(said, outputs, strict=True))
+    found = [masks_of(item) for item in range(3)] + [masks_of(RED_CAR, detector_class="bird", seen=range(5, 7))]
+    return {name: segment(found, items) for name, items in said.items()} | doubted() | {"given": passed_on()}
+
+
+def segment(found: Sequence[ObjectMasks], mentions: Sequence[Mention], given: GivenMasks | None = None) -> TrackSet:
+    agent = segmenter.Segmenter(segmenter.SegmenterConfig(), ScriptedTracker(found), SCENE)
+    (output,) = agent.process([SegmenterJob(clip=clip_of(), mentions=mention_set(*mentions), given=given)])
+    return output
+
+
+def doubted() -> dict[str, TrackSet]:
+    """What is refused because a track may be of another object."""
+    red, blue = masks_of(RED_CAR), masks_of(BLUE_CAR)
+    at_right = mention("another car", "car", places=("right",))
+    truck = masks_of(RED_CAR, detector_class="truck", drift=3).model_copy(update={"score": 0.8})
+    away = mention("a blue car", "car", colours=("blue",), directions=("left",))
+    to_border = HEIGHT_PX - int(np.nonzero(SCENE.masks[BLUE_CAR][0])[0].max()) - 1
+    brief = masks_of(BLUE_CAR, drift=to_border, seen=range(15))
+    return {
+        "a track that breaks off": segment([red, masks_of(BLUE_CAR, seen=range(20))], (MENTIONS[RED_CAR], at_right)),
+        "a brief track": segment([red, brief], (MENTIONS[RED_CAR], at_right)),
+        "one thing as two": segment([red, truck], (mention("a truck", "truck"), MENTIONS[RED_CAR])),
+        "a direction that hardly fits": segment([red, blue], (MENTIONS[RED_CAR], away)),
+    }
+
+
+def passed_on() -> TrackSet:
+    masks = [masks_of(item, seen=range(item, 12)) for item in (RED_CAR, MAN)]
+    objects = tuple(
+        GivenObject(object_id=str(number), frame_idx=item.frame_idx[::5], rle=item.rle[::5])
+        for number, item in enumerate(masks)
+    )
+    return segment((), (mention("two leashes", "leash", number="plural", count=2),), GivenMasks(objects=objects))
 
 
 def flow_tracked() -> dict[str, Any]:

@@ -202,6 +202,69 @@ def test_verbs_that_pass_for_nouns_stay_verbs(analyzer, caption, mentions):
     assert [(m.noun, m.role, " ".join(m.said.actions)) for m in result.mentions] == mentions
 
 
+ING_EXPRESSIONS = {
+    "the rickshaw turning left": "rickshaw 1  turn",
+    "white rabbit jumping left": "rabbit 1 left jump",
+    "small fish swimming upwards": "fish 1 up swim",
+    "the turtle swimming left": "turtle 1 left swim",
+    "car turning left": "car 1  turn",
+    "dog jumping and turning": "dog 1  jump turn",
+    "lizard crawling": "lizard 1  crawl",
+    "the white horse walking left": "horse 1 left walk",
+    "a zebra riding away": "zebra 1 away ride",
+    "the parrot moving upwards": "parrot 1 up move",
+    "tiger walking right": "tiger 1 right walk",
+    "a goldfish crawling left": "goldfish 1 left crawl",
+    "rickshaw standing and turning": "rickshaw 1  stand turn",
+    "small dog turning left": "dog 1  turn",
+    "turtle flying left": "turtle 1 left fly",
+    "two rabbits jumping": "rabbit 2  jump",
+    "the boy swimming": "boy 1  swim",
+    "the elephant walking to the right": "elephant 1 right walk",
+    "One of the fish swimming left": "fish 1 ",
+    "a swimming pool": "pool 1 ",
+    "the ice skating rink": "rink 1 ",
+    "white running dog": "dog 1 ",
+}
+
+
+@pytest.mark.parametrize("expression", ING_EXPRESSIONS)
+def test_an_expression_names_its_object_by_its_noun_and_not_by_what_that_does(analyzer, expression):
+    (result,) = analyzer.process([clip_of(expression).model_copy(update={"given_sha256": "a" * 64})])
+    (mention,) = result.mentions
+    said = mention.said
+    told = " ".join([mention.noun, str(said.count), ",".join(said.directions), *said.actions])
+    assert told == ING_EXPRESSIONS[expression]
+    assert mention.detector_class != "person" or mention.noun == "boy"
+
+
+@pytest.mark.parametrize(
+    ("caption", "mentions"),
+    [
+        ("A dog running to the left", [("dog", "left", "run")]),
+        ("a bird flying away and another bird sitting", [("bird", "away", "fly"), ("bird", "", "sit")]),
+        (
+            "A plane landing, a bus passing and a dog barking.",
+            [("plane", "", "land"), ("bus", "", "pass"), ("dog", "", "bark")],
+        ),
+        ("A horse jumping left and a dog crawling right", [("horse", "left", "jump"), ("dog", "right", "crawl")]),
+        (
+            "A cat sitting on a chair watches a bird flying outside.",
+            [("cat", "", "sit watch"), ("chair", "", ""), ("bird", "", "fly")],
+        ),
+        ("The car turns left.", [("car", "", "turn")]),
+        ("A woman turns to the camera.", [("woman", "", "turn")]),
+        ("Horse riding is fun.", []),
+        ("The boat racing team waits.", []),
+        ("A man enjoys horse riding.", [("man", "", "enjoy")]),
+    ],
+)
+def test_ing_forms_are_verbs_of_the_noun_before_them_where_it_does_them(analyzer, caption, mentions):
+    (result,) = analyzer.process([clip_of(caption)])
+    got = [(m.noun, ",".join(m.said.directions), " ".join(m.said.actions)) for m in result.mentions]
+    assert got == mentions
+
+
 def test_words_spaces_and_offsets_are_those_of_the_caption(parser):
     caption = "A  cyclist moves  to the left ,another cyclist moves right."
     doc = parser.parse(caption)

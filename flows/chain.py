@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from flows.profile_config import ROLES, Role
-from infra.given_masks import given_store
+from infra.given_store import given_store
 from infra.lake import AgentStore, Lake
 from schemas.caption import CaptionSet
 from schemas.clip import Clip

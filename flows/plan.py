@@ -2,19 +2,17 @@
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.profile_config import Profile
+from infra.cutting import CutPool, Cutter
 from infra.frame_folder import frame_files
-from infra.given_masks import MaskReader, given_store
+from infra.given_store import given_store
 from infra.lake import AgentStore, Lake
-from infra.sources import ClipConfig, ClipSet, RowError, SourceRow, clips_of, read_source, video_path
+from infra.sources import ClipSet, RowError, SourceRow, read_source, refusal, video_path
 from schemas.clip import Clip
-from schemas.given import GivenMasks
 from schemas.label import AgentLabel
 from schemas.quarantine import QuarantineEntry
 from schemas.record import content_id
@@ -102,17 +100,15 @@ def plan_build(
 def _cut_fresh(known: KnownRows, lake: Lake, profile: Profile, say: Callable[[str], None]) -> dict[str, ClipSet]:
     """Cut the rows that are not in the lake, some videos at a time, and commit each such lot."""
     store: AgentStore[ClipSet] = lake.agent_store(_source_label(profile), ClipSet)
-    given, masks = given_store(lake), MaskReader(known.videos_root)
-    found: dict[str, ClipSet] = {}
-    runs = list(_runs(known.fresh))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    given = given_store(lake)
+    root, config = known.videos_root, profile.clips
+    found = {row.source_id: item for row in known.fresh if (item := refusal(row, root, config))}
+    runs = list(_runs([row for row in known.fresh if row.source_id not in found]))
+    with CutPool(functools.partial(Cutter, root, config), len(runs)) as pool:
         for start in range(0, len(runs), RUNS_AT_ONCE):
-            lots = threads.map(
-                lambda run: _cut(run, known.videos_root, profile.clips, masks), runs[start : start + RUNS_AT_ONCE]
-            )
-            parts = [part for lot in lots for part in lot]
-            cut, held = [item for item, _ in parts], given.keys()
-            new_masks = {key: item for _, of_row in parts for key, item in of_row.items() if key not in held}
+            parts = list(pool.cut(runs[start : start + RUNS_AT_ONCE]))
+            cut, held = [part.clips for part in parts], given.keys()
+            new_masks = {key: item for part in parts for key, item in part.masks.items() if key not in held}
             given.append(list(new_masks.items()))  # before the cuts, which promise that they are there
             store.append([(key, item) for item in cut if item.clips and (key := known.keys[item.source_id])])
             found |= {item.source_id: item for item in cut}
@@ -121,18 +117,10 @@ def _cut_fresh(known: KnownRows, lake: Lake, profile: Profile, say: Callable[[st
 
 
 def _runs(rows: Sequence[SourceRow]) -> Iterator[list[SourceRow]]:
-    """Rows of one video that stand together, at most `ROWS_OF_A_RUN`: one thread reads the video once for them."""
+    """Rows of one video that stand together, at most `ROWS_OF_A_RUN`: one process reads the video once for them."""
     for _, group in itertools.groupby(rows, key=lambda row: row.video):
         run = list(group)
         yield from (run[start : start + ROWS_OF_A_RUN] for start in range(0, len(run), ROWS_OF_A_RUN))
-
-
-def _cut(
-    run: Sequence[SourceRow], videos_root: Path, config: ClipConfig, masks: MaskReader
-) -> list[tuple[ClipSet, dict[str, GivenMasks]]]:
-    """The clips of each row, and the masks that its source gives of them by id."""
-    cut = [(row, clips_of(row, videos_root, config)) for row in run]
-    return [masks.give(clips, row.masks) if row.masks else (clips, {}) for row, clips in cut]
 
 
 def _given_ids(clips: ClipSet) -> set[str]:

@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Self
@@ -25,7 +26,10 @@ READY = BEGUN = b"\0"
 
 _MAIN = "import sys; sys.path[:] = sys.argv[3:]; from infra.child_main import main; main(*map(int, sys.argv[1:3]))"
 _POLL_S = 0.2
-_STDERR_TAIL_BYTES = 2000
+_STDERR_TAIL_BYTES = 20_000
+_STDERR_TOLD_CHARS = 2000
+_NOT_TOLD = "Extension modules: "
+"""How the longest line of `faulthandler` begins, which stands last and says nothing of the fault."""
 
 
 class AgentSetupError(RuntimeError):
@@ -47,17 +51,22 @@ class ChildTimeoutError(RuntimeError):
 class Child:
     """A process with an agent in it; it dies with its parent. Raises AgentSetupError and ChildLostError."""
 
-    def __init__(self, factory: bytes) -> None:
-        """Start the process and set its agent up; `factory` is pickled."""
+    def __init__(self, factory: bytes, stderr: int = 2) -> None:
+        """Start the process and set its agent up; `factory` is pickled.
+
+        `stderr` is the descriptor that the process writes errors to; of a file the tail can be told.
+        """
+        self._stderr = stderr
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, _interrupts_held_back():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(os.getpid()), *map(os.path.abspath, sys.path)],
                 stdin=subprocess.DEVNULL,
+                stderr=stderr,
                 pass_fds=[theirs.fileno()],
             )
         self._pipe = Connection(ours.detach())
-        self._stderr_start = _stderr_size()
+        self._stderr_start = self._stderr_size()
         try:
             answer = self._ask(factory, None)
         except BaseException:
@@ -78,7 +87,7 @@ class Child:
         After a ChildLostError or a ChildTimeoutError, both with the tail of what the child wrote to stderr during the
         call, this child is dead.
         """
-        self._stderr_start = _stderr_size()
+        self._stderr_start = self._stderr_size()
         end_s = time.monotonic() + timeout_s
         try:
             self._ask(jobs, end_s)
@@ -100,6 +109,10 @@ class Child:
         self._process.kill()
         self._process.wait()
         self._pipe.close()
+
+    def end(self) -> None:
+        """End the process from another thread: the call under way raises ChildLostError."""
+        self._process.kill()
 
     def __enter__(self) -> Self:
         return self
@@ -132,18 +145,21 @@ class Child:
         self.kill()
         return ChildLostError("its process " + death_of(self._process.returncode) + self._stderr_tail(), was_at_work)
 
+    def _stderr_size(self) -> int:
+        return os.fstat(self._stderr).st_size
+
     def _stderr_tail(self) -> str:
-        # the child shares the parent's stderr; where that is a file, Ray's case, the tail can be read back
-        if not stat.S_ISREG(os.fstat(2).st_mode):
+        # where the child shares the parent's stderr, that is a file in Ray's workers
+        if not stat.S_ISREG(os.fstat(self._stderr).st_mode):
             return ""
         try:
-            with Path("/proc/self/fd/2").open("rb") as file:
-                file.seek(max(self._stderr_start, _stderr_size() - _STDERR_TAIL_BYTES))
+            with Path(f"/proc/self/fd/{self._stderr}").open("rb") as file:
+                file.seek(max(self._stderr_start, self._stderr_size() - _STDERR_TAIL_BYTES))
                 text = file.read().decode(errors="replace")
         except OSError:  # no such folder but on Linux
             return ""
-        lines = [line for line in text.splitlines() if line.strip()]
-        return "\n".join(["\nits stderr:", *lines]) if lines else ""
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_NOT_TOLD)]
+        return "\nits stderr:\n" + "\n".join(lines)[-_STDERR_TOLD_CHARS:] if lines else ""
 
 
 def death_of(exit_code: int) -> str:
@@ -158,5 +174,11 @@ def death_of(exit_code: int) -> str:
     return f"died of {name}{cause}"
 
 
-def _stderr_size() -> int:
-    return os.fstat(2).st_size
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A process that is started meanwhile is deaf to Ctrl-C until it ignores it: else it would die with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,4 +1,4 @@
-"""Masks that came with a source: read from its files, held against the video, and kept in the lake by content.
+"""Masks that came with a source: read from its files and held against the video.
 
 Counts are passed on as they are; only a mask without a pixel becomes None. What does not fit its video costs its row.
 """
@@ -18,14 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.frame_folder import frame_files
-from infra.lake import AgentStore, Lake
 from infra.raw_rows import one_line
 from infra.source_rows import rejection
 from infra.sources import ClipSet
 from infra.video import VideoError
 from schemas.clip import Clip
 from schemas.given import GivenMasks, GivenObject, MaskRef
-from schemas.label import AgentLabel
 from schemas.mask import encode, run_lengths
 from schemas.quarantine import QuarantineEntry
 from schemas.record import content_id, short_id
@@ -41,12 +39,6 @@ _Size = tuple[int, int]
 
 class MaskError(ValueError):
     """Masks that are missing or do not fit their video; the text is the evidence."""
-
-
-def given_store(lake: Lake) -> AgentStore[GivenMasks]:
-    """Where given masks rest, each under the id of its content."""
-    label = AgentLabel(agent="given", engine="source", weights=(), config_json="{}", prompt_hash="", revision=1)
-    return lake.agent_store(label, GivenMasks)
 
 
 class MaskReader:

@@ -105,10 +105,10 @@ def _files_of_rows(names: Sequence[str], frame_folders: Sequence[str]) -> list[s
 
 
 def _lonely_captions(names: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """Captions beside which nothing bears their name."""
+    """Texts beside which nothing bears their name; JSON files are too often something else."""
     files = [Path(name) for name in names if not name.startswith(".")]
     claimed = {path.stem for path in files if path.suffix.lower() not in SIDECAR_SUFFIXES} | set(folders)
-    return sorted(path.name for path in files if path.suffix.lower() in SIDECAR_SUFFIXES and path.stem not in claimed)
+    return sorted(path.name for path in files if path.suffix.lower() == ".txt" and path.stem not in claimed)
 
 
 def _is_frame_folder(folder: Path) -> bool:

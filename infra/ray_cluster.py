@@ -51,8 +51,13 @@ class RayHandle:
     def stop(self) -> None:
         """Leave or end the cluster; does nothing where Ray was already in use before."""
         if self.is_owner:
-            with _own_sigterm():
-                ray.shutdown()
+            # between Ray's answer to SIGTERM and ours there is none: what comes meanwhile waits
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            try:
+                with _own_sigterm():
+                    ray.shutdown()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self.folder is not None:
             self.folder.remove()
 

@@ -68,19 +68,19 @@ def clips_of(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet:
     A shot below `min_shot_s` becomes an entry `shot_too_short`; a row that gives no clip at all becomes one entry. Of a
     file that is cut off or damaged what decodes is used, and an entry `truncated` says so.
     """
+    if refused := refusal(row, root, config):
+        return refused
     try:
-        _check_caption(row, config)
         path = video_path(row, root)
         info = probe(path, folder_fps=row.fps or config.frame_folder_fps, max_frame_px=config.max_frame_px)
         first, end = _span(row, info, config)
         sha256 = video_sha256(path)
         spans = _shots(path, sha256, first, end)
     except (RowError, VideoError) as error:
-        entry = rejection(row.source_id, error.reason, str(error))
-        return ClipSet(source_id=row.source_id, clips=(), rejected=(entry,))
+        return _no_clips(row, error)
     except (OSError, av.FFmpegError, cv2.error) as error:  # a disk that fails, a picture that vanishes meanwhile
-        entry = rejection(row.source_id, "unreadable_video", f"{row.video}: {type(error).__name__}: {one_line(error)}")
-        return ClipSet(source_id=row.source_id, clips=(), rejected=(entry,))
+        said = f"{row.video}: {type(error).__name__}: {one_line(error)}"
+        return _no_clips(row, VideoError("unreadable_video", said))
     clips = [_clip(row, info, sha256, *span) for span in spans]
     short = tuple(_too_short(clip, config) for clip in clips if _seconds(clip) < config.min_shot_s)
     cut_off = (rejection(row.source_id, "truncated", _what_decodes(row, info)),) if info.is_truncated else ()
@@ -89,6 +89,21 @@ def clips_of(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet:
         clips=tuple(clip for clip in clips if _seconds(clip) >= config.min_shot_s),
         rejected=(*cut_off, *short),
     )
+
+
+def refusal(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet | None:
+    """The entry of a row that gives no clip whatever its video holds, which is not opened; None for other rows."""
+    try:
+        _check_caption(row, config)
+        video_path(row, root)
+    except RowError as error:
+        return _no_clips(row, error)
+    return None
+
+
+def _no_clips(row: SourceRow, error: RowError | VideoError) -> ClipSet:
+    entry = rejection(row.source_id, error.reason, str(error))
+    return ClipSet(source_id=row.source_id, clips=(), rejected=(entry,))
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,10 +14,9 @@ from flows.plan import Plan, plan_build
 from flows.profile_config import ROLES, load_profile
 from flows.publish import publish_build
 from flows.wiring import Site, agent_labels, annotator_needs, make_agent
-from infra import given_masks as given_module
-from infra import sources as sources_module
+from infra import cutting as cutting_module
 from infra.builds import KINDS, BuildCommand, read_quarantine, read_samples
-from infra.given_masks import given_store
+from infra.given_store import given_store
 from infra.lake import Lake
 from infra.synthetic import write_clips
 from infra.truth import ClipTruth, read_truth
@@ -53,10 +52,9 @@ def test_a_second_plan_reads_neither_video_nor_masks(
     first = planned(split, tmp_path / "lake")
 
     def refuse(*args: object) -> None:
-        raise AssertionError("a video or its masks were read")
+        raise AssertionError("a video or its masks were to be read")
 
-    monkeypatch.setattr(sources_module, "shots", refuse)
-    monkeypatch.setattr(given_module, "places_of", refuse)
+    monkeypatch.setattr(cutting_module, "Child", refuse)
     assert planned(split, tmp_path / "lake") == first
 
 

@@ -1,18 +1,41 @@
 """A source becomes clips and units, and no video is cut twice."""
 
+import ctypes
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import cv2
 import numpy as np
 import pytest
 
+from flows import plan as plan_module
 from flows.plan import Plan, plan_build
 from flows.profile_config import load_profile
-from infra import sources as sources_module
+from infra.cutting import CutJob, Cutter, RowCut
 from infra.lake import Lake
 from infra.sources import SourceError, read_source
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a child cannot import tests
+
+
+class NoCutting(Cutter):
+    """To it cutting a row is an error."""
+
+    def process(self, jobs: Sequence[CutJob]) -> list[RowCut]:
+        raise AssertionError("a video was read")
+
+
+class Crashing(Cutter):
+    """Crashes in C at one row, as a decoder does at a file that was made to do that."""
+
+    def process(self, jobs: Sequence[CutJob]) -> list[RowCut]:
+        if any(job.row.source_id == "row-a" for job in jobs):
+            ctypes.string_at(0)
+        return super().process(jobs)
 
 
 def planned(source: Path, lake: Path, limit: int | None = None, **changes: Any) -> Plan:
@@ -30,12 +53,8 @@ def manifest_of(video: Path, num_rows: int) -> Path:
 
 @pytest.fixture
 def no_cutting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on cutting a video is an error."""
-
-    def refuse(*args: object) -> None:
-        raise AssertionError("a video was read")
-
-    monkeypatch.setattr(sources_module, "shots", refuse)
+    """From here on cutting a row is an error, which costs the row."""
+    monkeypatch.setattr(plan_module, "Cutter", NoCutting)
 
 
 def test_rows_become_clips_in_the_order_of_the_source(two_videos: Path, tmp_path: Path) -> None:
@@ -104,8 +123,20 @@ def test_a_limit_takes_the_first_rows_and_reads_no_other_video(
     assert ([clip.source_id for clip in first.clips], first.num_rows) == (["row-a"], 1)
     request.getfixturevalue("no_cutting")
     assert planned(two_videos, tmp_path / "lake", limit=1) == first
-    with pytest.raises(AssertionError, match="a video was read"):
-        planned(two_videos, tmp_path / "lake", limit=2)
+    (entry,) = planned(two_videos, tmp_path / "lake", limit=2).rejected
+    assert (entry.source_id, entry.evidence) == ("row-b", "b.mp4: AssertionError: a video was read")
+
+
+def test_a_video_that_crashes_its_decoder_costs_its_row_only_and_is_tried_again(
+    two_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_module, "Cutter", Crashing)
+        plan = planned(two_videos, tmp_path / "lake")
+    assert [clip.source_id for clip in plan.clips] == ["row-b"]
+    assert [(entry.source_id, entry.reason) for entry in plan.rejected[:1]] == [("row-a", "unreadable_video")]
+    assert plan.rejected[0].evidence.startswith("a.mp4: its process died of SIGSEGV")
+    assert [clip.source_id for clip in planned(two_videos, tmp_path / "lake").clips] == ["row-a", "row-b"]
 
 
 def test_a_source_without_clips_is_a_plan_without_units(make_video: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
+from infra import child as child_module
 from infra.child import AgentSetupError, Child, ChildLostError, ChildTimeoutError, death_of
 from infra.workbench import WorkResult
 from schemas.clip import Clip
@@ -209,6 +211,28 @@ def test_interrupts_are_left_to_the_parent(tmp_path):
         assert work(child, "signal SIGINT").outputs
         child.close(5)
     assert (tmp_path / "stderr.txt").read_text() == ""
+
+
+def test_an_interrupt_while_a_child_starts_is_left_to_the_parent_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(child_module, "_MAIN", f"import os; os.kill(os.getpid(), 2); {child_module._MAIN}")
+    with (tmp_path / "stderr.txt").open("wb") as file, Child(cloudpickle.dumps(Scripted), file.fileno()) as child:
+        assert work(child, "fine").outputs
+    assert (tmp_path / "stderr.txt").read_text() == ""
+
+
+def test_a_child_that_is_ended_from_another_thread_is_lost(child):
+    threading.Timer(0.3, child.end).start()
+    with pytest.raises(ChildLostError, match="SIGKILL"):
+        work(child, "hang")
+    assert not is_running(child.pid)
+
+
+def test_errors_may_go_to_a_file_of_their_own(tmp_path):
+    with (tmp_path / "stderr.txt").open("wb") as file, Child(cloudpickle.dumps(Scripted), file.fileno()) as child:
+        work(child, "say of an earlier call")
+        with pytest.raises(ChildLostError) as info:
+            work(child, "exit 3")
+    assert str(info.value).splitlines()[1:] == ["its stderr:", "last words"]
 
 
 def test_close_ends_the_process_and_kills_what_does_not_end(child):

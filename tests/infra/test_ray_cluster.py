@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
 
 TERMINATED = """
-import os, signal, time
+import os, signal, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from infra.ray_cluster import start_ray
 
@@ -60,7 +60,11 @@ signal.signal(signal.SIGTERM, lambda *_: told.append(1))
 with ThreadPoolExecutor(1) as threads:
     handle = threads.submit(start_ray, None, 1).result()
     os.kill(os.getpid(), signal.SIGTERM)
+    main = threading.main_thread().ident
+    during = threading.Timer(0.5, lambda: signal.pthread_kill(main, signal.SIGTERM))
+    during.start()
     handle.stop()
+    during.join()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.1)
 print(len(told))
@@ -293,5 +297,5 @@ def test_a_cluster_outlives_a_node_and_not_its_control_store():
 
 def test_the_answer_to_sigterm_stays_that_of_the_process_while_ray_runs_and_after():
     process = driver("-c", TERMINATED)
-    assert process.communicate(timeout=60)[0].strip() == "2"
+    assert process.communicate(timeout=60)[0].strip() == "3"
     assert process.returncode == 0

@@ -48,9 +48,14 @@ def one_line_errors() -> Iterator[None]:
         # imported only with Prefect, so told by their name
         if type(error).__module__.split(".")[0] not in ("httpx", "prefect"):
             raise
-        fail(f"the Prefect server does not answer ({error}); the same command goes on from here", FAILED)
+        fail(server_lost(error), FAILED)
     except KeyboardInterrupt:
         fail("interrupted; the same command goes on from here", INTERRUPTED)
+
+
+def server_lost(error: Exception) -> str:
+    """What is said of a Prefect server that is gone."""
+    return f"the Prefect server does not answer ({error}); the same command goes on from here"
 
 
 def fail(message: str, code: int) -> NoReturn:

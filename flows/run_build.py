@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from flows.cli_common import FAILED, INTERRUPTED, fail, print_json, tell
+from flows.cli_common import FAILED, INTERRUPTED, fail, print_json, server_lost, tell
 from flows.preflight import preflight
 from flows.profile_config import shipped_profiles
 from flows.progress import TerminalProgress
@@ -53,7 +53,7 @@ def run_build(
     except CancelledRun as said:
         fail(str(said), INTERRUPTED)
     except (ServerLostError, TransportError) as error:
-        _leave(f"the Prefect server does not answer ({error}); the same command goes on from here")
+        _leave(server_lost(error))
     finally:
         if not has_page:
             with suppress(HTTPError):

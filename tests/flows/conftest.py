@@ -1,7 +1,8 @@
 """Hand-made outputs of all five agents, for tests that need a lake full of them but no engine."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from flows.wiring import Site, agent_labels, annotator_needs, make_agent
 from infra.builds import AgentWork, BuildCommand
 from infra.lake import Lake
 from infra.pool import LocalPool
+from infra.settings import settings
 from infra.synthetic import write_clips
 from infra.workbench import clip_id_of
 from schemas.caption import AppearanceFacts, CaptionSet, ColourShare, MotionFacts, ObjectCaption
@@ -248,6 +250,7 @@ class _PoolsHere:
 @pytest.fixture(scope="module")
 def small_builds(tmp_path_factory: pytest.TempPathFactory) -> SmallBuilds:
     """Three painted clips, not built yet."""
+
     fetch_weights("painted", say=print)
     folder = tmp_path_factory.mktemp("small")
     made = SmallBuilds(folder, write_clips(folder / "clips", 3, 7))
@@ -280,3 +283,21 @@ def lake_by_hand(by_hand: ByHand, two_videos: Path, tmp_path: Path) -> HandMadeL
     for clip in made.plan.clips:
         by_hand.fill(made.chain, clip)
     return made
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Prefect server of a test file's own, and a cache of its own that holds the weights of the machine."""
+    from prefect.testing.utilities import prefect_test_harness  # takes seconds, which most tests here do without
+
+    fetch_weights("painted", say=print)
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "files").symlink_to(settings().cache_dir / "files")
+    before = dict(os.environ)
+    os.environ.pop("PREFECT_API_URL", None)
+    os.environ["VIDEOREFER_CACHE"] = str(cache)
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+    os.environ.clear()
+    os.environ.update(before)

@@ -4,10 +4,8 @@ One story of five runs, told once; each test looks at one side of it.
 """
 
 import json
-import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.build import build
-from flows.doctor import fetch_weights
 from flows.plan import Plan, plan_build
 from flows.profile_config import ROLES, load_profile
 from flows.quarantine import Choice, retry
@@ -27,7 +23,6 @@ from flows.result import BuildResult
 from infra.builds import KINDS, list_builds, read_manifest, read_quarantine, read_samples, verify_build
 from infra.lake import Lake
 from infra.ray_cluster import RayStartError
-from infra.settings import settings
 from infra.synthetic import write_clips
 from infra.truth import truth_path
 
@@ -103,22 +98,6 @@ def run_once(source: Path, lake: Path, profile: Path) -> Run:
     state = build(str(source), str(lake), profile=str(profile), return_state=True)
     result = state.result()
     return Run(result, keys_of(lake), states_of(state.state_details.flow_run_id))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Prefect server of the tests' own, and a cache of their own that holds the weights of the machine."""
-    fetch_weights("painted", say=print)
-    cache = tmp_path_factory.mktemp("cache")
-    (cache / "files").symlink_to(settings().cache_dir / "files")
-    before = dict(os.environ)
-    os.environ.pop("PREFECT_API_URL", None)
-    os.environ["VIDEOREFER_CACHE"] = str(cache)
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelling
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import pools
 from flows.build import build
-from flows.doctor import fetch_weights
 from flows.profile_config import ROLES, Profile, Role
 from flows.wiring import Site, make_agent
 from infra.builds import KINDS, read_quarantine, read_samples
 from infra.lake import Lake
-from infra.settings import settings
 from infra.synthetic import write_clips
 from infra.workbench import clip_id_of
 
@@ -62,22 +58,6 @@ class Fragile:
 
     def close(self) -> None:
         self._agent.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Prefect server of the tests' own, and a cache of their own that holds the weights of the machine."""
-    fetch_weights("painted", say=print)
-    cache = tmp_path_factory.mktemp("cache")
-    (cache / "files").symlink_to(settings().cache_dir / "files")
-    before = dict(os.environ)
-    os.environ.pop("PREFECT_API_URL", None)
-    os.environ["VIDEOREFER_CACHE"] = str(cache)
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

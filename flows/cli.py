@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.cli_ask import ObjectsInOrder, ask
 from flows.cli_common import (
     FAILED,
     JsonOption,
@@ -18,16 +19,20 @@ from flows.cli_common import (
     say,
 )
 from flows.cli_quarantine import quarantine_app
+from flows.cli_train import train
 from flows.demo_source import MANIFEST, write_demo_source
 from flows.doctor import examine, fetch_weights
 from flows.dry_run import dry_run, print_dry_run
 from flows.profile_config import load_profile
 from flows.result import BuildResult
-from flows.run_build import end_lost_builds, run_build
+from flows.run_build import end_lost_builds, print_build, run_build
+from flows.run_train import ask_sample, print_training, run_train
 from flows.server import running_server, start_server, stop_server
+from flows.train_base import EMBEDDED_WEIGHTS
 from infra.builds import latest_build, list_builds
 from infra.lake import Lake
 from infra.synthetic import write_clips
+from infra.weights import fetch as fetch_files
 
 DEMO_SYNTHETIC_CLIPS = 10
 DEMO_SEED = 7
@@ -44,6 +49,8 @@ app = typer.Typer(
 )
 
 app.add_typer(quarantine_app, name="quarantine")
+app.command()(train)
+app.command(cls=ObjectsInOrder)(ask)
 
 PortOption = Annotated[
     int, typer.Option("--port", min=1, max=65535, help="Where the Prefect server listens, on loopback.")
@@ -55,14 +62,26 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where sources, lake and report go.")] = Path("demo"),
     as_json: JsonOption = False,
 ) -> None:
-    """The whole graph on sample clips: eight real, ten synthetic, embedded profile, on a CPU."""
+    """The whole graph on sample clips: eight real, ten synthetic; a build, then a smoke training of a few steps."""
     with one_line_errors():
         fetch_weights("embedded", say=say(as_json))
+        fetch_files(EMBEDDED_WEIGHTS.values(), say=say(as_json))
         manifest = out / "source" / MANIFEST
         if not manifest.exists():
             synthetic = write_clips(out / "source" / "synthetic", DEMO_SYNTHETIC_CLIPS, DEMO_SEED)
             write_demo_source(out / "source", synthetic)
-        run_build(manifest, None, str(out / "lake"), "embedded", None, None, as_json)
+        lake = str((out / "lake").absolute())
+        built = run_build(manifest, None, lake, "embedded", None, None, as_json)
+        folder = out / "model" / built.build_id
+        trained = run_train(lake, built.build_id, None, folder, "smoke", None, None, None, as_json)
+        asked = ask_sample(trained, folder)
+        if as_json:
+            told = built.model_dump(mode="json") | {"train": trained.model_dump(mode="json")}
+            print_json(told | {"asked": asked.model_dump(mode="json")})
+        else:
+            print_build(built)
+            print_training(trained, folder)
+            typer.echo(asked.describe())
 
 
 @app.command()
@@ -104,7 +123,11 @@ def build(
             else:
                 print_dry_run(found, Console())
             return
-        run_build(source, root, lake, profile, limit, ray, as_json)
+        result = run_build(source, root, lake, profile, limit, ray, as_json)
+        if as_json:
+            print_json(result.model_dump(mode="json"))
+        else:
+            print_build(result)
 
 
 @app.command()

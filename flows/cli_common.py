@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from flows.profile_config import ProfileError, shipped_profiles
+from flows.profile_config import shipped_profiles
+from flows.profile_files import ProfileError
 from infra.settings import Settings
 from infra.sources import SourceError
 

@@ -70,6 +70,7 @@ def other_builds(lake: str) -> tuple[OtherBuild, ...]:
             OtherBuild(lake=root, host=mark.host, pid=mark.pid, since=run.start_time)
             for run, mark in _tagged_runs(client)
             if mark.pid != getpid() and _root_of(run) == root and (mark.runs or not mark.is_here)
+            if "source" in run.parameters  # a training reads a lake, and nobody need wait for it
         ]
     return tuple(found)
 

@@ -1,13 +1,8 @@
 """Profiles: TOML files that name the engine, the resources and the batch size of each agent."""
 
-import difflib
-import tomllib
-from collections.abc import Iterator
-from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from agents.analyzer import AnalyzerConfig
 from agents.annotator import AnnotatorConfig
@@ -15,15 +10,13 @@ from agents.engines.flow_tracker import FlowTrackerConfig
 from agents.refiner import RefinerConfig
 from agents.reviewer import ReviewerConfig
 from agents.segmenter import SegmenterConfig
+from flows.profile_files import read_profile, shipped_names
 from infra.sources import ClipConfig
 from schemas.record import Record
 
 Role = Literal["analyzer", "segmenter", "annotator", "reviewer", "refiner"]
 ROLES: tuple[Role, ...] = get_args(Role)
-
-
-class ProfileError(ValueError):
-    """A profile that cannot be used, in one line."""
+FOLDER = "profiles"
 
 
 class Resources(Record):
@@ -112,48 +105,9 @@ class Profile(Record):
 
 def shipped_profiles() -> tuple[str, ...]:
     """Names of the profiles that come with the package."""
-    folder = files("flows") / "profiles"
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+    return shipped_names(FOLDER)
 
 
 def load_profile(name_or_file: str) -> Profile:
-    """The shipped profile of that name, or the one in that TOML file.
-
-    Raises ProfileError, in one line, for an unknown name, bad TOML, or a key or value that is not allowed; for an
-    unknown key the nearest valid one is named.
-    """
-    if name_or_file in shipped_profiles():
-        content = (files("flows") / "profiles" / f"{name_or_file}.toml").read_bytes()
-    elif Path(name_or_file).is_file():
-        content = Path(name_or_file).read_bytes()
-    else:
-        near = difflib.get_close_matches(Path(name_or_file).stem, shipped_profiles(), n=1, cutoff=0.0)[0]
-        raise ProfileError(
-            f"no profile {name_or_file!r}; the nearest is {near!r}: give one of {', '.join(shipped_profiles())}, "
-            "or the path of a TOML file"
-        )
-    try:
-        return Profile.model_validate(tomllib.loads(content.decode()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile {name_or_file}: not TOML: {error}") from error
-    except ValidationError as error:
-        raise ProfileError(f"profile {name_or_file}: {_one_line(error)}") from error
-
-
-def _one_line(error: ValidationError) -> str:
-    # a misspelt key also leaves its right form missing: the typo is what helps
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        return f"{where}: {first['msg']}"
-    if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg']}, got {first['input']!r}"
-    near = difflib.get_close_matches(where, list(_keys(Profile)), n=1, cutoff=0.0)
-    return f"unknown key {where!r}; the nearest valid one is {near[0]!r}"
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+    """The shipped profile of that name, or the one in that TOML file; raises ProfileError as `read_profile` does."""
+    return read_profile(name_or_file, FOLDER, Profile)

@@ -40,6 +40,10 @@ class Server(Record):
         return f"{self.url}/api"
 
 
+_temporary: list[str] = []
+"""API addresses of servers that end with this process; a second flow run of a process finds the first one's."""
+
+
 def running_server() -> Server | None:
     """The server that `up` started, if it still answers."""
     server = _noted()
@@ -118,7 +122,7 @@ def point_prefect_at_server() -> bool:
     # a lost server is noticed by `flows.run_watch`; until a call gives up it holds the thread that made it
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     if "PREFECT_API_URL" in os.environ:
-        return True
+        return os.environ["PREFECT_API_URL"] not in _temporary
     server = running_server()
     if lasting := server.api_url if server else _chosen_in_profile():
         os.environ["PREFECT_API_URL"] = lasting
@@ -163,6 +167,7 @@ def _start_temporary() -> str:
         process.kill()
         process.wait()
         raise
+    _temporary.append(server.api_url)
     atexit.register(_end_temporary, process)  # runs after Prefect has told its last, which it does before `atexit`
     return server.api_url
 

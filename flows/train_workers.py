@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flows.train_profile import WorkerResources
@@ -136,17 +136,20 @@ def _fit(
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        return tuple(_failure(rank, error.worker_failures[rank]) for rank in sorted(error.worker_failures))
+        return tuple(
+            _failure(rank, error.worker_failures[rank], workers.num == 1) for rank in sorted(error.worker_failures)
+        )
     except TrainingFailedError as error:
         return (RankFailure(rank=0, how="died", said=_first_line(error)),)
     return ()
 
 
-def _failure(rank: int, error: Exception) -> RankFailure:
+def _failure(rank: int, error: Exception, is_alone: bool) -> RankFailure:
     # a rank that lost another in the middle of a collective raises RuntimeError, torch's own class
-    is_ours = isinstance(error, (ValueError, OSError, MemoryError)) or type(error).__module__.startswith(_OURS)
-    how: Literal["died", "raised"] = "raised" if is_ours and not isinstance(error, RayActorError) else "died"
-    return RankFailure(rank=rank, how=how, said=_first_line(error))
+    of_ours = type(error).__module__.startswith(_OURS)
+    lost_another = isinstance(error, RuntimeError) and not is_alone and not of_ours
+    may_pass = type(error).__module__.startswith("ray.") or lost_another
+    return RankFailure(rank=rank, how="died" if may_pass else "raised", said=_first_line(error))
 
 
 _OURS = ("model.", "infra.", "schemas.", "flows.")

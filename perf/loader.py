@@ -1,13 +1,14 @@
-"""How soon and how fast training samples come: `model.data` against the official way, over the same 20,000 rows.
+"""How soon and how fast training samples come: `model.data` against the official way, over the same rows.
 
-The official way parses the whole JSON array, then reads each item's file from its start and keeps the frames it wants.
-Both sides go through the same processor. Rows are as in the published file of detailed captions: about 45 kB, half of
-them with one masked frame and half with 32; each is about one of a few clips of 20 s in 480p with a key frame a second.
+The official way parses the whole JSON array, then reads each sample's file from its start and keeps the frames it
+wants. Both sides go through the same processor. Clips are of 20 s in 480p with a key frame a second, and each has six
+samples as builds give them: two short captions (one masked frame), two detailed ones (32) and two questions (16), whose
+objects come into sight at different times. Both sides give the same frames and masks, which is checked first.
 
-Samples per second are given twice: "cold", every frame decoded anew from a file never seen before, and "cached", from
-frames that an earlier pass left in the node's cache. The first sample is given as a parsed row, messages and masks, and
-again with its pixels, prepared for the model. Both sides give the same frames and masks, which is checked first.
-Processor time of one thread; medians of rounds taken in turns.
+The first sample is looked for among 20,000 rows about these clips. Samples per second are those of one pass through the
+36 samples in the loader's own shuffled order, each once: with a decode cache of the default size that is empty at the
+start, without one, and again with the cache that the first pass left. Frames come at the long side that training asks
+for, and for comparison at their own size. Processor time of one thread; medians of rounds taken in turns.
 """
 
 import itertools
@@ -17,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pycocotools import mask as coco
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipVisionConfig
 
+from flows.train_profile import DataProfile
 from infra.builds import BuildWriter, Manifest
 from infra.lake import Lake
 from infra.video import Image, iter_frames, probe, video_sha256
@@ -43,15 +45,22 @@ from model.data.sources import FileSource, ShardSource
 from model.processing import VideoReferProcessor, processor_for
 from model.request import IMAGE, REGION, VIDEO, ObjectRegion, Request, Scene
 from schemas.mask import encode
-from schemas.sample import SCHEMA_VERSION, Provenance, Sample, SampleObject, Turn
+from schemas.sample import MAX_MASKED_FRAMES, SCHEMA_VERSION, Kind, Provenance, Sample, SampleObject, Turn
 
 CLIP = "clip-city"
-ROWS, CLIPS, ITEMS, ROUNDS = 20_000, 4, 8, 5
+KINDS: tuple[Kind, ...] = ("short_caption", "short_caption", "detailed_caption", "detailed_caption", "qa", "qa")
+"""Of the samples of one clip."""
+CLIPS, ROWS, PASS_ROWS = 6, 20_000, 36
+FIRST_ROUNDS, PASS_ROUNDS = 5, 3
 FPS, SECONDS, HEIGHT_PX, WIDTH_PX = 30, 20, 480, 854
-SIDE_PX, LONG_SIDE_PX, NUM_FRAMES = 384, 1024, 16
+NUM_FRAMES = FPS * SECONDS
+SIDE_PX, SHOWN_FRAMES = 384, 16
 NEEDED_RATE, NEEDED_FIRST = 3.0, 50.0
-SCENE = SceneConfig(NUM_FRAMES, LONG_SIDE_PX, single_frame_share=0.0)
+SHRUNK = SceneConfig(SHOWN_FRAMES, SIDE_PX, single_frame_share=0.0)
+"""Frames as a training reads them: no side longer than the tower's."""
+WHOLE = SHRUNK._replace(long_side_px=WIDTH_PX)
 QUESTION = f"{VIDEO}\nPlease describe in detail the object {REGION} in the video."
+CACHE_BYTES = DataProfile().decode_cache_mib * 2**20
 
 
 def make_clip(path: Path, images: list[Image], first: int) -> None:
@@ -60,7 +69,7 @@ def make_clip(path: Path, images: list[Image], first: int) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"g": str(FPS), "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
-        for image in itertools.islice(to_and_fro, first, first + FPS * SECONDS):
+        for image in itertools.islice(to_and_fro, first, first + NUM_FRAMES):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
 
@@ -74,38 +83,41 @@ def make_counts(seed: int) -> str:
     return encode(oval < reach)
 
 
-def samples(counts: list[str], sha256: list[str]) -> Iterator[Sample]:
-    """The rows: even ones have one masked frame, odd ones 32."""
-    made_by = Provenance(engines=(), weights=(), prompt_hashes=(), revisions=(), verdict="kept", wording="template")
-    for number in range(ROWS):
-        frames = tuple(mid_segment(FPS * SECONDS - number % 9, 32)) if number % 2 else (number % 600,)
-        masks = tuple(counts[(number + place) % len(counts)] for place in range(len(frames)))
-        dog = SampleObject(
-            object_id="o", noun="dog", frame_idx=frames, frame_time_s=tuple(f / FPS for f in frames), rle=masks
-        )
-        yield Sample(
-            sample_id=f"{number:06d}",
-            kind="detailed_caption",
-            qa_type="none",
-            split="train",
-            clip_id=f"{number:06d}",
-            source_id=str(number),
-            video=f"{number // 2 % CLIPS}.mp4",
-            video_sha256=sha256[number // 2 % CLIPS],
-            license="",
-            start_s=0.0,
-            end_s=float(SECONDS),
-            visible_until_s=float(SECONDS),
-            fps=FPS,
-            height=HEIGHT_PX,
-            width=WIDTH_PX,
-            conversations=(
-                Turn(speaker="human", value=QUESTION),
-                Turn(speaker="gpt", value=f"Dog {number} walks. " * 15),
+def make_sample(number: int, counts: list[str], sha256: list[str]) -> Sample:
+    """Row `number`: six in a row are about one clip, and after those of the last clip come more of the first."""
+    kind, clip = KINDS[number % len(KINDS)], number // len(KINDS) % CLIPS
+    first = number % 3 * 40
+    frames = tuple(first + frame for frame in mid_segment(NUM_FRAMES - first, MAX_MASKED_FRAMES[kind]))
+    masks = tuple(counts[(number + place) % len(counts)] for place in range(len(frames)))
+    return Sample(
+        sample_id=f"{number:06d}",
+        kind=kind,
+        qa_type="basic" if kind == "qa" else "none",
+        split="train",
+        clip_id=f"{number:06d}",
+        source_id=str(number),
+        video=f"{clip}.mp4",
+        video_sha256=sha256[clip],
+        license="",
+        start_s=0.0,
+        end_s=float(SECONDS),
+        visible_until_s=float(SECONDS),
+        fps=FPS,
+        height=HEIGHT_PX,
+        width=WIDTH_PX,
+        conversations=(
+            Turn(speaker="human", value=QUESTION),
+            Turn(speaker="gpt", value=f"Dog {number} walks. " * 15),
+        ),
+        objects=(
+            SampleObject(
+                object_id="o", noun="dog", frame_idx=frames, frame_time_s=tuple(f / FPS for f in frames), rle=masks
             ),
-            objects=(dog,),
-            provenance=made_by,
-        )
+        ),
+        provenance=Provenance(
+            engines=(), weights=(), prompt_hashes=(), revisions=(), verdict="kept", wording="template"
+        ),
+    )
 
 
 def official_row(sample: Sample) -> dict[str, Any]:
@@ -119,27 +131,25 @@ def official_row(sample: Sample) -> dict[str, Any]:
     return {"id": sample.sample_id, "video": sample.video, "conversations": turns, "annotation": annotation}
 
 
-def write_rows(folder: Path) -> tuple[Lake, Path]:
-    """All rows as shards of a build and as one JSON array."""
+def write_rows(folder: Path, num_rows: int) -> tuple[ShardSource, Path]:
+    """Rows 0 to `num_rows` as shards of a build and as one JSON array."""
     counts = [make_counts(seed) for seed in range(64)]
-    array, lake = folder / "rows.json", Lake(folder / "lake")
-    writer = BuildWriter(lake, "perf")
+    sha256 = [video_sha256(folder / f"{clip}.mp4") for clip in range(CLIPS)]
+    array, lake, build_id = folder / f"{num_rows}.json", Lake(folder / "lake"), f"rows-{num_rows}"
     with array.open("w", encoding="utf-8") as file:
-
-        def written() -> Iterator[Sample]:
-            for sample in samples(counts, [video_sha256(folder / f"{clip}.mp4") for clip in range(CLIPS)]):
-                file.write(("[" if sample.sample_id == "000000" else ", ") + json.dumps(official_row(sample)))
-                yield sample
-
-        writer.write_samples("detailed_caption", written())
+        for number in range(num_rows):
+            row = official_row(make_sample(number, counts, sha256))
+            file.write((", " if number else "[") + json.dumps(row))
         file.write("]")
-    for kind in ("short_caption", "qa"):
-        writer.write_samples(kind, ())
+    writer = BuildWriter(lake, build_id)
+    for kind in dict.fromkeys(KINDS):
+        numbers = [number for number in range(num_rows) if KINDS[number % len(KINDS)] == kind]
+        writer.write_samples(kind, (make_sample(number, counts, sha256) for number in numbers))
     writer.write_tracks(())
     writer.write_quarantine(())
     writer.commit(
         Manifest(
-            build_id="perf",
+            build_id=build_id,
             schema_version=SCHEMA_VERSION,
             created_at="2025-01-01T00:00:00+00:00",
             source="perf",
@@ -150,7 +160,7 @@ def write_rows(folder: Path) -> tuple[Lake, Path]:
             counts=(),
         )
     )
-    return lake, array
+    return ShardSource(lake, build_id), array
 
 
 def make_processor() -> VideoReferProcessor:
@@ -169,7 +179,7 @@ def make_processor() -> VideoReferProcessor:
     config = VideoReferConfig(
         vision_config=SiglipVisionConfig(image_size=SIDE_PX, patch_size=14),
         text_config={"model_type": "qwen2"},
-        num_frames=NUM_FRAMES,
+        num_frames=SHOWN_FRAMES,
         **ids,
     )
     pictures = SiglipImageProcessorPil(size={"height": SIDE_PX, "width": SIDE_PX})
@@ -183,7 +193,7 @@ def official_request(row: dict[str, Any], root: Path) -> Request:
     with av.open(str(root / row["video"])) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        shown = mid_segment(stream.frames, NUM_FRAMES)
+        shown = mid_segment(stream.frames, SHOWN_FRAMES)
         wanted = sorted({*shown, *itertools.chain(*stored)})
         chosen = set(wanted)
         kept = [f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(video=0)) if i in chosen]
@@ -203,30 +213,31 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def first_sample(lake: Lake, array: Path, processor: VideoReferProcessor) -> float:
-    """How many times sooner the first row is there; prints it without and with its pixels."""
-    root = array.parent
-
-    def ours() -> TrainItem:
-        source = ShardSource(lake, "perf")
-        return source.item(Order([Part(source.groups)], seed=0).place(0).row)
+def first_sample(folder: Path, processor: VideoReferProcessor) -> float:
+    """How many times sooner the first row is there as an item; prints it without and with its pixels."""
+    source, array = write_rows(folder, ROWS)
+    lake, build_id = Lake(folder / "lake"), f"rows-{ROWS}"
+    id_of_first = first_item(source).item_id
 
     def official() -> dict[str, Any]:
         rows: list[dict[str, Any]] = json.loads(array.read_bytes())
-        return rows[Order([Part((ROWS,))], seed=0).place(0).row]
+        return rows[int(id_of_first)]
 
-    pairs = [(seconds(official), seconds(ours)) for _ in range(ROUNDS)]
-    official_s, ours_s = (statistics.median(side) for side in zip(*pairs, strict=True))
-    row, item = official(), ours()
-    official_px_s = official_s + seconds(lambda: processor.encode(official_request(row, root), with_labels=True))
-    ours_px_s = ours_s + seconds(lambda: processor.encode(request_of(item, root, SCENE, 0, 0), with_labels=True))
+    taken = [(seconds(official), seconds(lambda: first_item(ShardSource(lake, build_id)))) for _ in range(FIRST_ROUNDS)]
+    official_s, ours_s = (statistics.median(side) for side in zip(*taken, strict=True))
+    row, item = official(), first_item(source)
+    official_px_s = official_s + seconds(lambda: processor.encode(official_request(row, folder), with_labels=True))
+    forget_indexes()
+    ours_px_s = ours_s + seconds(lambda: processor.encode(request_of(item, folder, SHRUNK, 0, 0), with_labels=True))
     sys.stdout.write(
-        f"first of {ROWS} rows: official {official_s:.2f} s, ours {ours_s:.3f}, {official_s / ours_s:.0f} times sooner"
-        f"; with pixels {official_px_s:.2f} s and {ours_px_s:.2f}, {official_px_s / ours_px_s:.1f} times\n"
+        f"first row of {ROWS} as an item: official {official_s:.2f} s, ours {ours_s:.3f} s, "
+        f"{official_s / ours_s:.0f} times sooner\n"
+        f"first encoded sample, pixels and all: official {official_px_s:.2f} s, ours {ours_px_s:.2f} s, "
+        f"{official_px_s / ours_px_s:.1f} times sooner\n"
     )
-    lazy_s = seconds(lambda: FileSource(array, root).item(0))
-    index_s = seconds(lambda: len(FileSource(array, root)))
-    kept_s = seconds(lambda: FileSource(array, root).item(ROWS - 1))
+    lazy_s = seconds(lambda: FileSource(array, folder).item(0))
+    index_s = seconds(lambda: len(FileSource(array, folder)))
+    kept_s = seconds(lambda: FileSource(array, folder).item(ROWS - 1))
     sys.stdout.write(
         f"the same array, {array.stat().st_size / 1e6:.0f} MB, read by us: its first row {lazy_s:.4f} s, "
         f"indexed once {index_s:.2f}, any row after that {kept_s:.4f}\n"
@@ -234,37 +245,54 @@ def first_sample(lake: Lake, array: Path, processor: VideoReferProcessor) -> flo
     return official_s / ours_s
 
 
-def rates(lake: Lake, array: Path, processor: VideoReferProcessor) -> float:
-    """How many times the official way's samples per second come from the cache; prints it, and decoded anew."""
-    root, source, file = array.parent, ShardSource(lake, "perf"), json.loads(array.read_bytes())
-    rows = [ROWS // ITEMS // 2 * 2 * number + number % 2 for number in range(ITEMS)]
-    official_rows = [file[row] for row in rows]
-    del file
+def first_item(source: ShardSource) -> TrainItem:
+    """What stands first in the loader's order."""
+    return source.item(Order([Part(source.groups)], seed=0).place(0).row)
+
+
+def one_pass(
+    source: ShardSource, folder: Path, processor: VideoReferProcessor, scene: SceneConfig, reader: FrameReader
+) -> None:
+    """Encode every sample once, in the loader's order."""
+    order = Order([Part(source.groups)], seed=0)
+    for position in range(order.num_positions):
+        item = source.item(order.place(position).row)
+        processor.encode(request_of(item, folder, scene, 0, 0, reader), with_labels=True)
+
+
+def rates(folder: Path, processor: VideoReferProcessor) -> float:
+    """How many times the official way's samples per second come in one pass from an empty cache; prints all."""
+    source, array = write_rows(folder, PASS_ROWS)
+    rows = json.loads(array.read_bytes())
+    for index in range(0, PASS_ROWS, 5):  # of each kind one
+        item = source.item(index)
+        check_same(official_request(rows[int(item.item_id)], folder), request_of(item, folder, WHOLE, 0, 0))
 
     def official() -> None:
-        for row in official_rows:
-            processor.encode(official_request(row, root), with_labels=True)
-
-    def ours(reader: FrameReader) -> None:
         for row in rows:
-            processor.encode(request_of(source.item(row), root, SCENE, 0, 0, reader), with_labels=True)
+            processor.encode(official_request(row, folder), with_labels=True)
 
-    def cold() -> None:
-        forget_indexes()
-        ours(read_plainly)
+    def ours(scene: SceneConfig, reader: FrameReader) -> float:
+        return seconds(lambda: one_pass(source, folder, processor, scene, reader))
 
-    for row, official_one in zip(rows, official_rows, strict=True):
-        check_same(official_request(official_one, root), request_of(source.item(row), root, SCENE, 0, 0))
-    cached = CachedReader(root / "cache", 1 << 33)
-    filling_s = seconds(lambda: ours(cached))
-    taken = [(seconds(official), seconds(cold), seconds(lambda: ours(cached))) for _ in range(ROUNDS)]
-    official_s, cold_s, cached_s = (statistics.median(side) / ITEMS for side in zip(*taken, strict=True))
-    sys.stdout.write(
-        f"samples per second of one thread: official {1 / official_s:.2f}; ours cold {1 / cold_s:.2f}, "
-        f"{official_s / cold_s:.1f} times; cached {1 / cached_s:.2f}, {official_s / cached_s:.1f} times "
-        f"(while the cache fills {ITEMS / filling_s:.2f})\n"
-    )
-    return official_s / cached_s
+    taken = []
+    for number in range(PASS_ROUNDS):
+        times = [seconds(official)]
+        for scene in (SHRUNK, WHOLE):
+            cached = CachedReader(folder / f"cache-{number}-{scene.long_side_px}", CACHE_BYTES)
+            for reader in (cached, read_plainly, cached):
+                forget_indexes()
+                times.append(ours(scene, reader))
+        taken.append(times)
+    official_s, *ours_s = (statistics.median(side) / PASS_ROWS for side in zip(*taken, strict=True))
+    sys.stdout.write(f"samples per second of one thread, official: {1 / official_s:.2f}\n")
+    for scene, place in ((SHRUNK, 0), (WHOLE, 3)):
+        filled, plain, again = (f"{1 / s:.2f}, {official_s / s:.1f} times" for s in ours_s[place : place + 3])
+        sys.stdout.write(
+            f"ours at a long side of {scene.long_side_px} px: one pass from an empty cache of "
+            f"{CACHE_BYTES >> 20} MiB {filled}; without a cache {plain}; all cached {again}\n"
+        )
+    return official_s / ours_s[0]
 
 
 def check_same(official: Request, ours: Request) -> None:
@@ -291,11 +319,13 @@ def main() -> None:
         os.environ["VIDEOREFER_CACHE"] = str(Path(folder) / "user-cache")
         for clip in range(CLIPS):
             make_clip(Path(folder) / f"{clip}.mp4", images, 10 * clip)
-        lake, array = write_rows(Path(folder))
-        sooner = first_sample(lake, array, processor)
-        faster = rates(lake, array, processor)
+        sooner = first_sample(Path(folder), processor)
+        faster = rates(Path(folder), processor)
     if sooner < NEEDED_FIRST or faster < NEEDED_RATE:
-        sys.exit(f"needed: the first row {NEEDED_FIRST:g} times sooner, {NEEDED_RATE:g} times the samples per second")
+        sys.exit(
+            f"needed: the first row {NEEDED_FIRST:g} times sooner, and in one pass from an empty cache "
+            f"{NEEDED_RATE:g} times the samples per second"
+        )
 
 
 if __name__ == "__main__":

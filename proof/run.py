@@ -31,6 +31,7 @@ NEEDED_POINTS, NEEDED_ITEMS = 20.0, 200
 PROVEN: tuple[Topic, ...] = ("identity", "colour")
 HERE = Path(__file__).parent
 PLACES = ("with_position", "without_position")
+LOOK_EVERY_S = 30
 
 
 class Row(Record):
@@ -63,8 +64,7 @@ def main() -> int:
     manifest = write_source(out / "source", NUM_TRAIN, NUM_HELD_OUT)
     lake = out / "lake"
     _run("build", "--source", manifest, "--lake", lake, "--profile", HERE / "build.toml")
-    for place in PLACES:
-        _run("train", "--lake", lake, "--out", out / place, "--profile", HERE / f"{place}.toml")
+    _train(lake, out)
     build_id = chosen_manifest(Lake(str(lake)), None).build_id
     items = held_out_items(Lake(str(lake)), build_id)
     rows = [row for place in PLACES for row in _ask(place, out / place / "model", items, out / "source")]
@@ -78,6 +78,28 @@ def main() -> int:
 def _run(*words: str | Path) -> None:
     command = Path(sys.executable).with_name("videorefer")
     subprocess.run([command, *map(str, words)], check=True)
+
+
+def _train(lake: Path, out: Path) -> None:
+    """Both models at once, each on a core of its own; what they say goes to a log, of which the last line is shown."""
+    command = Path(sys.executable).with_name("videorefer")
+    console, runs = Console(), {}
+    for place in PLACES:
+        words = ("train", "--lake", lake, "--out", out / place, "--profile", HERE / f"{place}.toml")
+        with _log(out, place).open("w") as log:
+            runs[place] = subprocess.Popen([command, *map(str, words)], stdout=log, stderr=subprocess.STDOUT)
+    while any(run.poll() is None for run in runs.values()):
+        time.sleep(LOOK_EVERY_S)
+        for place in PLACES:
+            lines = _log(out, place).read_text(encoding="utf-8").splitlines()
+            console.print(f"{place}: {lines[-1].strip() if lines else 'starts'}", highlight=False, markup=False)
+    for place, run in runs.items():
+        if run.returncode:
+            raise SystemExit(f"training {place} failed; the last lines of {_log(out, place)} say why")
+
+
+def _log(out: Path, place: str) -> Path:
+    return out / f"{place}.log"
 
 
 def _ask(place: str, model_dir: Path, items: Sequence[Item], root: Path) -> list[Row]:

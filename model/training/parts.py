@@ -46,7 +46,7 @@ def prepare_parts(model: PreTrainedModel, settings: TrainSettings) -> None:
         part(model, "vision_tower").eval()
     if settings.activation_checkpointing:
         language_model = cast("PreTrainedModel", part(model, "language_model"))
-        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        language_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _inject(language_model: nn.Module, settings: TrainSettings) -> None:

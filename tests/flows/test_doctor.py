@@ -8,6 +8,7 @@ from flows import names
 from flows.doctor import demo_material, examine
 from flows.names import PACKAGES, check_names
 from flows.profile_config import load_profile, shipped_profiles
+from flows.train_base import EMBEDDED_WEIGHTS
 from flows.wiring import agent_labels, required_weights
 from infra.weights import CATALOGUE, FETCH_COMMAND
 
@@ -42,7 +43,7 @@ def test_the_painted_profile_needs_no_segmenter_and_no_chat_model() -> None:
 
 def test_what_is_there_is_found(empty_cache: Path) -> None:
     profile = load_profile("painted")
-    for weight in (*required_weights(agent_labels(profile)), *demo_material()):
+    for weight in (*required_weights(agent_labels(profile)), *EMBEDDED_WEIGHTS.values(), *demo_material()):
         CATALOGUE[weight].path.parent.mkdir(parents=True, exist_ok=True)
         CATALOGUE[weight].path.touch()
     assert all(not finding.mend for finding in examine(profile) if finding.what not in ("Python", "disk"))

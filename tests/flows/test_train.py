@@ -163,6 +163,7 @@ def test_a_build_becomes_a_model_that_loads_and_says_what_it_is(built: Any, tiny
         plan_training(*asked, profile, None, 9)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_costs_no_step(built: Any, tiny: Path, tmp_path: Path) -> None:
     calm, hurt = tmp_path / "calm", tmp_path / "hurt"
     profile = profile_file(tmp_path, tiny, num_steps=60, workers=2, checkpoint_every_steps=10)

@@ -109,6 +109,65 @@ def test_frames_that_nothing_uses_are_not_encoded(processor, make_request):
     assert encoded.mask_frame_index.tolist() == [3, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"resample": 0, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+        {"resample": 2, "image_mean": 0.4, "image_std": 0.3},
+        {"resample": 1, "do_rescale": False, "image_mean": [120.0, 110.0, 100.0], "image_std": [50.0, 60.0, 70.0]},
+        {"resample": 3, "do_normalize": False},
+        {"do_normalize": False, "do_rescale": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0]},
+    ],
+)
+@pytest.mark.parametrize("size_px", [(36, 48), (28, 28), (16, 20), (90, 28)])
+def test_pixels_are_what_the_image_processor_makes_of_them(
+    tiny_config, tiny_tokenizer, make_request, settings, size_px
+):
+    own = SiglipImageProcessorPil(size={"height": SIDE_PX, "width": SIDE_PX}, **settings)
+    processor = processor_for(tiny_config(), tiny_tokenizer, own, None)
+    request = make_request([[0]], size_px=size_px)
+    expected = own(list(request.scene.frames), input_data_format="channels_last", return_tensors="pt").pixel_values
+    got = processor.encode(request, with_labels=True).pixel_values
+    torch.testing.assert_close(got, expected.to(torch.float32), rtol=1e-6, atol=1e-6)
+
+
+class Brightened(SiglipImageProcessorPil):
+    """Has a step of its own, as processors of some models do."""
+
+    def normalize(self, image, mean, std, **kwargs):
+        return super().normalize(image, mean, std, **kwargs) + 1
+
+
+class Mirrored(SiglipImageProcessorPil):
+    """Changes frames before they are resized."""
+
+    def process_image(self, image, **kwargs):
+        return super().process_image(image, **kwargs)[..., ::-1]
+
+
+class Inverted(SiglipImageProcessorPil):
+    """Resizes in its own way."""
+
+    def resize(self, image, size, resample=None, **kwargs):
+        return 255 - super().resize(image, size, resample, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Brightened, Mirrored, Inverted])
+def test_steps_of_an_image_processor_s_own_are_kept(tiny_config, tiny_tokenizer, make_request, kind):
+    own = kind(size={"height": SIDE_PX, "width": SIDE_PX})
+    plain = SiglipImageProcessorPil(size={"height": SIDE_PX, "width": SIDE_PX})
+    request = make_request([[0]])
+    frames = list(request.scene.frames)
+    got = processor_for(tiny_config(), tiny_tokenizer, own, None).encode(request, with_labels=True).pixel_values
+    expected, unlike = (
+        one(frames, input_data_format="channels_last", return_tensors="pt").pixel_values for one in (own, plain)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    assert (expected - unlike).abs().max() > 0.1
+
+
 def test_masks_are_covered_shares_in_time_order_where_the_object_is_seen(processor, make_request):
     request = make_request([[3, -1, 1], [2]], num_frames=4)
     nothing = np.zeros((36, 48), dtype=np.bool_)

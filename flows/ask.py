@@ -174,17 +174,18 @@ def _answer(folder: Path, media: _Media, masks: tuple[Mask, ...], question: str,
 
 def _shown(media: _Media, masks: tuple[Mask, ...], processor: Any) -> tuple[Any, Any]:
     """The scene and the objects in it, each with its one mask."""
-    from model.data.scene import mid_segment
+    from model.data.scene import long_side_px, mid_segment
     from model.request import ObjectRegion, Scene
 
     info = media.info
     if info is None:
-        frames = shrunk(media.frame, processor.side_px)[None]
+        height_px, width_px = media.frame.shape[:2]
+        frames = shrunk(media.frame, long_side_px(processor.side_px, height_px, width_px))[None]
         return Scene(frames, (0.0,), (0,), 0.0, 0.0, is_image=True), tuple(ObjectRegion((0,), (m,)) for m in masks)
     shown = mid_segment(info.num_frames, processor.num_frames)
     wanted = sorted({*shown, media.frame_idx} if masks else shown)
     scene = Scene(
-        frames=read_frames(media.path, wanted, processor.side_px),
+        frames=read_frames(media.path, wanted, long_side_px(processor.side_px, info.height_px, info.width_px)),
         times_s=tuple(info.frame_time_s[index] for index in wanted),
         shown=tuple(wanted.index(index) for index in shown),
         start_s=0.0,

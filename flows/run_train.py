@@ -80,7 +80,7 @@ def ask_sample(record: TrainRecord, out: Path) -> Asked:
         source = ShardSource(lake, record.run.build_id, root=root)
     item = source.item(0)
     *question, expected = item.messages
-    scene = SceneConfig(num_frames=processor.num_frames, long_side_px=processor.side_px)
+    scene = SceneConfig(num_frames=processor.num_frames, side_px=processor.side_px)
     request = request_of(item._replace(messages=tuple(question)), root, scene, seed=0, epoch=0)
     (said,) = answer(model.eval(), processor, (request,), max_new_tokens=32)
     text = question[-1].content.replace("<video>", "").strip()

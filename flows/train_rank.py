@@ -120,7 +120,7 @@ def _feed(task: RankTask, processor: Any, rank: int, world_size: int) -> Any:
         processor,
         SceneConfig(
             num_frames=processor.num_frames,
-            long_side_px=processor.side_px,
+            side_px=processor.side_px,
             single_frame_share=data.single_frame_share,
             max_masks=data.max_masks,
             keeps_absent=processor.paper_exact,

@@ -23,7 +23,7 @@ Rgba = npt.NDArray[np.uint8]
 
 _NO_LIMIT_PX = 1 << 20
 
-_TINTS_RGB: dict[Colour, tuple[int, int, int]] = {
+TINTS_RGB: dict[Colour, tuple[int, int, int]] = {
     "black": (28, 28, 28),
     "white": (240, 240, 240),
     "gray": (128, 128, 128),
@@ -104,7 +104,7 @@ def tinted(rgba: Rgba, colour: Colour) -> Rgba:
     detectors do not know things that are of one colour all over. Alpha stays.
     """
     lab = cv2.cvtColor(rgba[..., :3].astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB)
-    target_rgb = np.array([[_TINTS_RGB[colour]]], dtype=np.float32) / 255.0
+    target_rgb = np.array([[TINTS_RGB[colour]]], dtype=np.float32) / 255.0
     target = cv2.cvtColor(target_rgb, cv2.COLOR_RGB2LAB)[0, 0]
     lightness = lab[..., 0]
     painted = np.clip((np.hypot(lab[..., 1], lab[..., 2]) - 12) / 15, 0, 1)

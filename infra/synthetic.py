@@ -65,18 +65,21 @@ def write_clips(folder: Path, num_clips: int, seed: int, difficulty: Difficulty 
     for number in range(num_clips):
         plan = draw_plan(np.random.default_rng([seed, number]), scene)
         video = folder / f"synthetic-{seed}-{number:02d}.mp4"
-        truth = _write_clip(video, plan, scene)
-        rows.append(
-            {
-                "id": video.stem,
-                "video": f"{folder.name}/{video.name}",
-                "caption": truth.caption,
-                "start_s": 0.0,
-                "end_s": scene.num_frames / scene.fps,
-                "license": _licenses(plan),
-            }
-        )
+        rows.append(write_clip(video, plan, scene))
     return rows
+
+
+def write_clip(video: Path, plan: Plan, scene: Scene) -> dict[str, object]:
+    """Write one clip and its truth; its manifest row, as those of `write_clips`."""
+    truth = _write_clip(video, plan, scene)
+    return {
+        "id": video.stem,
+        "video": f"{video.parent.name}/{video.name}",
+        "caption": truth.caption,
+        "start_s": 0.0,
+        "end_s": scene.num_frames / scene.fps,
+        "license": _licenses(plan),
+    }
 
 
 def draw_plan(rng: np.random.Generator, scene: Scene) -> Plan:

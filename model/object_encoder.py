@@ -75,7 +75,7 @@ def in_time_order(masks: MaskBatch) -> MaskBatch:
 
 
 def pool(features: Tensor, weights: Tensor, frame_index: Tensor) -> Tensor:
-    """Mean of the features (F, h, w, D) under each mask, weighted: (M, D) in their dtype.
+    """Mean of the features (F, h, w, D) under each mask, weighted: (M, D) in float32.
 
     `weights` (M, h, w), not negative, `frame_index` (M,) long. Weights of zero give a row of zeros. For weights of 0
     and 1 this is the official mean, whose denominator, sum + 1e-8, is in float32 the sum itself or 1e-8. The work is
@@ -88,7 +88,7 @@ def pool(features: Tensor, weights: Tensor, frame_index: Tensor) -> Tensor:
             "make the masks with the grid of the vision tower"
         )
     shares = weights.flatten(1).float()
-    shares = (shares / shares.sum(1, keepdim=True).clamp(min=SMALLEST_SUM)).to(features.dtype)
+    shares = shares / shares.sum(1, keepdim=True).clamp(min=SMALLEST_SUM)
     used, place, counts = frame_index.unique(return_inverse=True, return_counts=True)
     if len(used) and (used[0] < 0 or used[-1] >= len(features)):
         raise ValueError(
@@ -102,4 +102,6 @@ def pool(features: Tensor, weights: Tensor, frame_index: Tensor) -> Tensor:
     by_frame = shares.new_zeros(len(used), most, shares.shape[1])
     by_frame[place, slot] = shares
     cells = (features if len(used) == len(features) else features[used]).flatten(1, 2)
-    return torch.bmm(by_frame, cells)[place, slot]
+    # as the official code: rounded means would compare otherwise, and other frames would merge
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.bmm(by_frame, cells.float())[place, slot]

@@ -5,8 +5,8 @@ of the other objects of the clip, in the words in which the engine would have an
 apart.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -63,6 +63,23 @@ def held_out_items(lake: Lake, build_id: str) -> list[Item]:
     ]
 
 
+def train_prior(lake: Lake, build_id: str, items: Sequence[Item]) -> list[float]:
+    """For each item, whether its right option is the commonest among answers of the `train` split; ties share.
+
+    What a model could score that learnt the answers by heart and saw nothing. Clearly above chance, the items would
+    prove nothing.
+    """
+    common = Counter(
+        sample.conversations[1].value for sample in read_samples(lake, build_id, "qa") if sample.split == "train"
+    )
+    shares = []
+    for item in items:
+        counts = [common[option] for option in item.options]
+        best = [place for place, count in enumerate(counts) if count == max(counts)]
+        shares.append(1 / len(best) if 0 in best else 0.0)
+    return shares
+
+
 def _items(topic: Topic, clip: Clip, captions: Iterable[ObjectCaption], samples: Iterable[Sample]) -> Iterator[Item]:
     by_track = {caption.track_id: caption for caption in captions}
     asked: dict[str, Sample] = {}
@@ -81,12 +98,19 @@ def _items(topic: Topic, clip: Clip, captions: Iterable[ObjectCaption], samples:
 
 
 def _told_of(own: ObjectCaption, other: ObjectCaption, topic: Topic) -> ObjectCaption:
-    """`own` with the one fact that the topic asks for taken from `other`."""
+    """`own` with the one fact that the topic asks for taken from `other`; of its colours the main one alone.
+
+    Minor colours go with the picture that an object was cut from, so that they would tell an option by its noun.
+    """
     if topic == "identity":
         return own.model_copy(update={"noun": other.noun})
     if topic == "direction":
         return own.model_copy(update={"motion_facts": other.motion_facts})
-    look = own.appearance_facts.model_copy(update={"colours": other.appearance_facts.colours})
+    ours, theirs = own.appearance_facts.colours, other.appearance_facts.colours
+    if not ours or not theirs or theirs[0].colour in {share.colour for share in ours[1:]}:
+        return own
+    main = ours[0].model_copy(update={"colour": theirs[0].colour})
+    look = own.appearance_facts.model_copy(update={"colours": (main, *ours[1:])})
     return own.model_copy(update={"appearance_facts": look})
 
 

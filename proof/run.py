@@ -3,8 +3,12 @@
 Synthetic clips of two to five objects go through the engine with their exact masks; a small model is trained on the
 `train` shards and asked about `held_out` clips with at least three objects whose answers differ. The same model answers
 with its object tokens, with these zeroed, with those of another object of the clip, and from the text alone; so the
-difference is what the tokens carry. Exits 1 where colour or identity gain less than 20 points over zeroed tokens, are
-asked of fewer than 200 items, or gain nothing at the lower end of the interval.
+difference is what the tokens carry. Exits 1 where identity or colour gain less than 20 points over the better of zeroed
+tokens and text alone, are asked of fewer than 200 items, gain nothing at the lower end of the interval, or stay right
+with another object's tokens.
+
+Clips are held out, the six pictures that their objects are cut from are not; colours are drawn at random, so that no
+noun tells a colour.
 """
 
 import argparse
@@ -12,13 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from clips import write_source
-from items import TOPICS, Item, Topic, held_out_items
+from items import MIN_ANSWERS, TOPICS, Item, Topic, held_out_items, train_prior
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from scoring import ARMS, Answerer, Arm, Figure, figure
 
@@ -28,14 +33,21 @@ from schemas.record import Record
 
 NUM_TRAIN, NUM_HELD_OUT = 220, 185
 NEEDED_POINTS, NEEDED_ITEMS = 20.0, 200
+MAX_ITEMS = 240
+"""Items of a topic that are asked, the first by clip: more would take longer than the hour that a proof may."""
 PROVEN: tuple[Topic, ...] = ("identity", "colour")
 HERE = Path(__file__).parent
-PLACES = ("with_position", "without_position")
+ASKED: dict[str, tuple[Topic, ...]] = {"without_position": TOPICS, "with_position": ("direction",)}
+"""Topics by model. Identity and colour are asked of the model whose object tokens are pooled features alone: with box
+and time, another could find the object among the scene's tokens.
+"""
+PLACES = tuple(ASKED)
 LOOK_EVERY_S = 30
+console = Console(width=200)
 
 
 class Row(Record):
-    """How one model answers the items of one topic; `gain` is that of its object tokens over zeroed ones."""
+    """How one model answers the items of one topic; `gain` is over the better of zeroed and none."""
 
     model: str
     topic: Topic
@@ -61,15 +73,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("proof-out"), help="where everything goes and is found again")
     out: Path = parser.parse_args().out
     start_s = time.monotonic()
+    if out.exists():
+        parser.error(f"{out} is there already; a proof starts from nothing: remove it, or name another folder")
     manifest = write_source(out / "source", NUM_TRAIN, NUM_HELD_OUT)
     lake = out / "lake"
     _run("build", "--source", manifest, "--lake", lake, "--profile", HERE / "build.toml")
     _train(lake, out)
-    build_id = chosen_manifest(Lake(str(lake)), None).build_id
-    items = held_out_items(Lake(str(lake)), build_id)
-    rows = [row for place in PLACES for row in _ask(place, out / place / "model", items, out / "source")]
-    labels = tuple(_label(out / place / "model") for place in PLACES)
-    proof = Proof(build_id=build_id, models=labels, minutes=(time.monotonic() - start_s) / 60, rows=tuple(rows))
+    place = Lake(str(lake))
+    build_id = chosen_manifest(place, None).build_id
+    items = held_out_items(place, build_id)
+    priors = train_prior(place, build_id, items)
+    for topic in TOPICS:
+        prior = np.mean([share for share, item in zip(priors, items, strict=True) if item.topic == topic])
+        console.print(f"{topic}: commonest train answer right in {100 * prior:.1f} %", highlight=False)
+    with ThreadPoolExecutor(len(PLACES)) as pool:  # torch leaves Python while it works
+        rows = [row for found in pool.map(lambda name: _ask(name, out, items), PLACES) for row in found]
+    labels = tuple(_label(out / name / "model") for name in PLACES)
+    minutes = (time.monotonic() - start_s) / 60
+    proof = Proof(build_id=build_id, models=labels, minutes=minutes, rows=tuple(rows))
     (out / "proof.json").write_text(proof.model_dump_json(indent=2) + "\n", encoding="utf-8")
     _print(proof)
     return 1 if _failures(proof) else 0
@@ -83,7 +104,7 @@ def _run(*words: str | Path) -> None:
 def _train(lake: Path, out: Path) -> None:
     """Both models at once, each on a core of its own; what they say goes to a log, of which the last line is shown."""
     command = Path(sys.executable).with_name("videorefer")
-    console, runs = Console(), {}
+    runs = {}
     for place in PLACES:
         words = ("train", "--lake", lake, "--out", out / place, "--profile", HERE / f"{place}.toml")
         with _log(out, place).open("w") as log:
@@ -102,25 +123,29 @@ def _log(out: Path, place: str) -> Path:
     return out / f"{place}.log"
 
 
-def _ask(place: str, model_dir: Path, items: Sequence[Item], root: Path) -> list[Row]:
-    answerer = Answerer.load(model_dir, root)
+def _ask(name: str, out: Path, items: Sequence[Item]) -> list[Row]:
+    torch.set_num_threads(1)
+    answerer = Answerer.load(out / name / "model", out / "source")
     rows = []
-    for topic in TOPICS:
-        asked = [item for item in items if item.topic == topic]
+    for topic in ASKED[name]:
+        asked = [item for item in items if item.topic == topic][:MAX_ITEMS]
+        if not asked:
+            raise SystemExit(f"no held-out clip has {MIN_ANSWERS} objects whose answers on {topic} differ")
         clips = [item.sample.clip_id for item in asked]
         right: dict[Arm, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
         for arm in ARMS:
-            said = f"{place}: {topic}, {arm}"
-            right[arm] = np.array([answerer.is_right(item, arm) for item in track(asked, said)], np.float64)
+            right[arm] = np.array([answerer.is_right(item, arm) for item in asked], np.float64)
+            console.print(f"{name}, {topic}, {arm}: {100 * right[arm].mean():.1f} % of {len(asked)}", highlight=False)
+        blind = max(right["zeroed"], right["text only"], key=lambda values: float(values.mean()))
         rows.append(
             Row(
-                model=place,
+                model=name,
                 topic=topic,
                 num_items=len(asked),
                 num_clips=len(set(clips)),
                 chance=float(np.mean([1 / len(item.options) for item in asked])),
                 right={arm: figure(values, clips) for arm, values in right.items()},
-                gain=figure(right["object tokens"] - right["zeroed"], clips),
+                gain=figure(right["object tokens"] - blind, clips),
             )
         )
     return rows
@@ -132,21 +157,23 @@ def _label(model_dir: Path) -> str:
 
 def _failures(proof: Proof) -> list[str]:
     """What of the goal was not reached."""
-    wanted = [row for row in proof.rows if row.topic in PROVEN and row.model == PLACES[0]]
+    wanted = [row for row in proof.rows if row.topic in PROVEN]
     return [
-        f"{row.topic}: {row.gain.percent()} points over zeroed on {row.num_items} items"
+        f"{row.topic}: {row.gain.percent()} points on {row.num_items} items"
         for row in wanted
-        if 100 * row.gain.mean < NEEDED_POINTS or row.gain.low <= 0 or row.num_items < NEEDED_ITEMS
+        if 100 * row.gain.mean < NEEDED_POINTS
+        or row.gain.low <= 0
+        or row.num_items < NEEDED_ITEMS
+        or row.right["permuted"].mean > row.chance
     ]
 
 
 def _print(proof: Proof) -> None:
-    table = Table("model", "topic", "items / clips", "chance", *ARMS, "gain over zeroed, points", box=None)
+    table = Table("model", "topic", "items / clips", "chance", *ARMS, "gain, points", box=None)
     for row in proof.rows:
         shares = [row.right[arm].percent() for arm in ARMS]
         counts = f"{row.num_items} / {row.num_clips}"
         table.add_row(row.model, row.topic, counts, f"{100 * row.chance:.1f}", *shares, row.gain.percent())
-    console = Console(width=200)
     console.print(f"build {proof.build_id}, {proof.minutes:.0f} minutes; per cent right, 95 % intervals over clips")
     console.print(table)
     for failure in _failures(proof):

@@ -23,6 +23,8 @@ from schemas.sample import Sample
 
 Arm = Literal["object tokens", "zeroed", "permuted", "text only"]
 ARMS: tuple[Arm, ...] = ("object tokens", "zeroed", "permuted", "text only")
+MAX_MASKS = 8
+"""Masked frames of an object, as in the proof's training."""
 _DRAWS = 10_000
 
 
@@ -62,13 +64,14 @@ class Answerer:
 
     @classmethod
     def load(cls, model_dir: Path, root: Path) -> Self:
-        """The model of a folder, asked of all masked frames of a sample."""
+        """The model of a folder, shown each object by as many masked frames as in its training."""
         model = AutoModelForImageTextToText.from_pretrained(model_dir).eval()
         processor = AutoProcessor.from_pretrained(model_dir)
         config = SceneConfig(
             num_frames=processor.num_frames,
-            long_side_px=processor.side_px,
+            side_px=processor.side_px,
             single_frame_share=0.0,
+            max_masks=MAX_MASKS,
             keeps_absent=processor.paper_exact,
         )
         return cls(model, processor, root, config)

@@ -1,6 +1,7 @@
 """From an item to a request: which frames are needed, decoded once, and the masks that lie on them."""
 
 import hashlib
+import math
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,14 +24,14 @@ _STAMP_SLACK_S = 1e-3
 class SceneConfig(NamedTuple):
     """How items become requests.
 
-    `num_frames` show the scene. Frames whose longer side exceeds `long_side_px`, the tower's need, are shrunk at
+    `num_frames` show the scene. Frames whose shorter side exceeds `side_px`, that of the tower's square, are shrunk at
     decoding. A share `single_frame_share` of the items keeps one visible mask per object (paper appendix B.1: all in
     stage 2, half in stage 2.5). Of more than `max_masks` frames with masks that many are taken, evenly, as the official
     benchmark has 32. `keeps_absent` passes on frames in which an object is out of sight, as `paper_exact` wants.
     """
 
     num_frames: int
-    long_side_px: int
+    side_px: int
     single_frame_share: float = 0.5
     max_masks: int = 32
     keeps_absent: bool = False
@@ -112,14 +113,27 @@ def request_of(
     place = {frame: at for at, frame in enumerate(wanted)}
     span_s = item.media.span_s or (0.0, info.duration_s)
     scene = Scene(
-        frames=reader(OpenVideo(path, item.media, info), wanted, config.long_side_px),
+        frames=reader(
+            OpenVideo(path, item.media, info), wanted, long_side_px(config.side_px, info.height_px, info.width_px)
+        ),
         times_s=tuple(info.frame_time_s[frame] for frame in wanted),
         shown=tuple(place[frame] for frame in shown),
         start_s=span_s[0],
         end_s=span_s[1],
     )
-    regions = (ObjectRegion(tuple(place[f] for f in sorted(one)), tuple(one[f] for f in sorted(one))) for one in masks)
+    regions = (_region(one, place, in_time_order=not config.keeps_absent) for one in masks)
     return Request(item.messages, scene, tuple(regions))
+
+
+def _region(masks: dict[int, Mask | None], place: dict[int, int], in_time_order: bool) -> ObjectRegion:
+    """The masks by their places in the scene; the official arithmetic takes them as the file lists them."""
+    frames = sorted(masks) if in_time_order else list(masks)
+    return ObjectRegion(tuple(place[frame] for frame in frames), tuple(masks[frame] for frame in frames))
+
+
+def long_side_px(side_px: int, height_px: int, width_px: int) -> int:
+    """That of a frame whose shorter side is `side_px`, the tower's: shrunk further, it would be stretched again."""
+    return math.ceil(side_px * max(height_px, width_px) / min(height_px, width_px))
 
 
 def mid_segment(num_frames: int, num_shown: int) -> list[int]:
@@ -208,7 +222,7 @@ def _image_request(item: TrainItem, path: Path, config: SceneConfig) -> Request:
         if mask is None and not config.keeps_absent:
             raise BadItemError("not_visible", f"object {number} has no mask with a pixel")
         regions.append(ObjectRegion((0,), (mask,)))
-    frames = shrunk(image, config.long_side_px)[None]
+    frames = shrunk(image, long_side_px(config.side_px, image.shape[0], image.shape[1]))[None]
     return Request(item.messages, Scene(frames, (0.0,), (0,), 0.0, 0.0, is_image=True), tuple(regions))
 
 

@@ -144,15 +144,15 @@ def test_without_objects_the_question_is_about_the_video(model_folder: Path, vid
 
 
 def test_an_image_is_asked_as_one(model_folder: Path, asked: list[Request], tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (80, 120, 3), np.uint8)
+    picture = np.random.default_rng(0).integers(0, 255, (192, 288, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), picture[..., ::-1])
-    mask = written(tmp_path / "m.png", square(100, (80, 120)))
+    mask = written(tmp_path / "m.png", square(100, (192, 288)))
     assert ask("--model", model_folder, "--video", tmp_path / "a.png", "--mask", mask, "What?").exit_code == 0
     scene, (region,) = asked[0].scene, asked[0].objects
     assert scene is not None
     assert scene.is_image
-    assert scene.frames.shape == (1, 64, 96, 3)  # brought to the 96 px that the model takes
-    assert (region.masks[0] == square(100, (80, 120))).all()
+    assert scene.frames.shape == (1, 96, 144, 3)  # brought to the 96 px that the model takes, as in training
+    assert (region.masks[0] == square(100, (192, 288))).all()
     said = refused(ask("--model", model_folder, "--video", tmp_path / "a.png", "--at", 1, "What?"))
     assert "a.png is an image" in said
 

@@ -29,7 +29,7 @@ from model.training.loop import fit
 from model.training.settings import AdapterSettings, TrainSettings
 from schemas.sample import Kind
 
-NUM_STEPS = 35
+NUM_STEPS = 30
 NUM_OF_KIND: dict[Kind, int] = {"short_caption": 2, "detailed_caption": 2, "qa": 4}
 SETTINGS = TrainSettings(
     parts=("connector", "object_encoder", "adapter"),

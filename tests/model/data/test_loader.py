@@ -11,7 +11,7 @@ from model.data.scene import SceneConfig
 from model.data.sources import FileSource, ShardSource
 from model.training.feed import Loader, MicroBatch
 
-SCENE = SceneConfig(num_frames=4, long_side_px=56)
+SCENE = SceneConfig(num_frames=4, side_px=56)
 
 pytestmark = pytest.mark.usefixtures("video")
 

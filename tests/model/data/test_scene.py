@@ -15,7 +15,7 @@ from model.data.official import official_item
 from model.data.scene import CachedReader, OpenVideo, SceneConfig, mid_segment, read_plainly, request_of
 from model.data.sources import sample_item
 
-ALL = SceneConfig(num_frames=4, long_side_px=1000, single_frame_share=0.0)
+ALL = SceneConfig(num_frames=4, side_px=1000, single_frame_share=0.0)
 ONE = ALL._replace(single_frame_share=1.0)
 
 pytestmark = pytest.mark.usefixtures("video")
@@ -65,7 +65,7 @@ def test_each_needed_frame_is_decoded_once_and_all_at_once(rows: Any, tmp_path: 
 
 
 def test_frames_are_shrunk_to_what_the_tower_needs(rows: Any, tmp_path: Path) -> None:
-    request = request_of(official_item(rows.official(0), 0, "s"), tmp_path, ALL._replace(long_side_px=48), 0, 0)
+    request = request_of(official_item(rows.official(0), 0, "s"), tmp_path, ALL._replace(side_px=32), 0, 0)
     assert request.scene is not None
     assert request.scene.frames.shape[1:] == (32, 48, 3)
     assert request.objects[0].masks[0] is not None
@@ -161,7 +161,7 @@ def test_an_image_has_one_frame_and_a_polygon_without_size_lies_on_it(rows: Any,
     assert one.frames == (0,)
     assert one.masks[0] is not None
     assert one.masks[0].sum() == 400
-    small = request_of(official_item(row, 0, "s"), tmp_path, ALL._replace(long_side_px=48), 0, 0)
+    small = request_of(official_item(row, 0, "s"), tmp_path, ALL._replace(side_px=32), 0, 0)
     assert small.scene is not None
     assert small.scene.frames.shape == (1, 32, 48, 3)
 

@@ -44,7 +44,7 @@ proof: install  ## that object tokens carry identity, colour and direction: trai
 	$(BIN)/python proof/run.py
 
 chaos: install  ## kills at random moments, TRIALS=50 of them; CHAOS_SEED=... repeats a run
-	$(BIN)/python -m pytest -q -m slow tests/flows/test_train.py
+	$(BIN)/python -m pytest -q -m slow tests/flows/test_train_kills.py
 	TRIALS=$(or $(TRIALS),50) $(BIN)/python tests/chaos/run.py
 
 format: install

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_common import JsonOption, LakeOption, one_line_errors, print_json
+from flows.cli_common import BAD_USAGE, JsonOption, LakeOption, fail, one_line_errors, print_json
 from flows.run_train import print_training, run_train
 from flows.train_profile import shipped_train_profiles
 from flows.train_record import MODEL_FOLDER
@@ -36,12 +36,17 @@ def train(
         str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
     ] = None,
     num_steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="So many optimiser steps, whatever the profile says.")
+        int | None,
+        typer.Option(
+            "--steps", min=1, help="So many optimiser steps, in place of the profile's length."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on a build. The same command again goes on where it was stopped, and does nothing that is done."""
     with one_line_errors():
+        if out.exists() and not out.is_dir():
+            fail(f"--out {out} is a file; name a folder, which is made if it is not there", BAD_USAGE)
         record = run_train(lake, build_id, videos, out, profile, init, ray, num_steps, as_json)
         if as_json:
             print_json(record.model_dump(mode="json") | {"model": str(out.absolute() / MODEL_FOLDER)})

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flows.cli_common import INTERRUPTED, fail
 from flows.run_flow import flow_on_page
 from flows.train_base import load_base
 from flows.train_profile import FolderBase, shipped_train_profiles
@@ -23,7 +24,7 @@ def run_train(
     num_steps: int | None,
     as_json: bool,
 ) -> TrainRecord:
-    """Train; what is finished already is left as it is."""
+    """Train; what is finished already is left as it is. One that is stopped by a signal ends the process."""
     from flows.train_plan import plan_training  # loads torch
 
     profile = profile if profile in shipped_train_profiles() else str(Path(profile).absolute())
@@ -35,15 +36,26 @@ def run_train(
     if record.outcome is not None:
         console.print("finished already: nothing to do", highlight=False)
     else:
-        with flow_on_page(console):
-            from flows.train import train
-            from flows.train_progress import TrainTerminal, watched_by
+        try:
+            with flow_on_page(console):
+                from flows.train import train
+                from flows.train_progress import TrainTerminal, watched_by
 
-            with TrainTerminal(console) as terminal, watched_by(terminal):
-                result = train(*asked, ray)
+                with TrainTerminal(console) as terminal, watched_by(terminal):
+                    result = train(*asked, ray)
+        except KeyboardInterrupt:  # Ctrl-C, or SIGTERM by way of `flows.names`
+            fail(f"stopped; the same command goes on from step {_last_step(out)}", INTERRUPTED)
         assert isinstance(result, TrainRecord)
         record = result
     return record
+
+
+def _last_step(out: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    from model.training.checkpoint import latest_checkpoint, read_info
+
+    found = latest_checkpoint(out)
+    return 0 if found is None else read_info(found).progress.step
 
 
 def print_training(record: TrainRecord, out: Path) -> None:

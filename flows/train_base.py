@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flows.profile_files import ProfileError
 from flows.train_profile import Base, EmbeddedBase, FolderBase, InitBase, Network, PairBase
 from flows.train_record import BaseLabel, TrainingError
 from infra.weights import CATALOGUE, weight_label, weight_path
@@ -11,6 +12,7 @@ from schemas.record import short_id
 
 EMBEDDED_WEIGHTS = {"vision tower": "efficientnet-lite0", "language model": "smollm2-135m"}
 _WEIGHT_FILES = (".safetensors", ".bin", ".gguf")
+_OUR_TYPE = "videorefer"
 _OFFICIAL_TYPE = "videorefer_qwen2"
 
 
@@ -35,6 +37,19 @@ def base_labels(base: Base) -> tuple[BaseLabel, ...]:
             return tuple(_folder_label(role, Path(path)) for role, path in parts.items())
         case InitBase():
             raise TrainingError("the profile names no base model")
+
+
+def require_ours(base: Base) -> None:
+    """Raises ProfileError for a model folder of another architecture, TrainingError for a folder that is none."""
+    if not isinstance(base, FolderBase):
+        return
+    found = _config(Path(base.path))["model_type"]
+    if found not in (_OUR_TYPE, _OFFICIAL_TYPE):
+        raise ProfileError(
+            f"{base.path} holds a model of type {found!r}; allowed as a whole model are {_OUR_TYPE!r}, as saved here, "
+            f"and {_OFFICIAL_TYPE!r}, the official checkpoint. A vision tower and a language model make a base of "
+            'kind = "pair" in a profile of your own'
+        )
 
 
 def absolute(base: Base) -> Base:
@@ -62,8 +77,8 @@ def load_base(base: Base, seed: int) -> tuple[Any, Any]:
             from model.embedded import build_embedded
 
             return build_embedded(seed, **network.model_dump())
-        case FolderBase(path=path, max_length=max_length) if _config(Path(path))["model_type"] == _OFFICIAL_TYPE:
-            return _official(Path(path), max_length)
+        case FolderBase(path=path) if _config(Path(path))["model_type"] == _OFFICIAL_TYPE:
+            return _official(base)
         case FolderBase(path=path):
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -77,25 +92,28 @@ def load_base(base: Base, seed: int) -> tuple[Any, Any]:
             raise TrainingError("the profile names no base model")
 
 
-def _official(folder: Path, max_length: int) -> tuple[Any, Any]:
-    """An official checkpoint, in the official arithmetic; its tokenizer lies beside it, its tower is SigLIP."""
+def _official(base: FolderBase) -> tuple[Any, Any]:
+    """An official checkpoint; its tokenizer lies beside it, its tower is SigLIP."""
     from transformers import AutoTokenizer, SiglipImageProcessorPil
 
     from model.official_checkpoint import load_official
     from model.processing import processor_for
 
-    model = load_official(folder)
+    folder = Path(base.path)
+    model = load_official(folder, paper_exact=base.paper_exact)
     side_px = model.config.vision_config.image_size
     image_processor = SiglipImageProcessorPil(size={"height": side_px, "width": side_px})
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return model, processor_for(model.config, tokenizer, image_processor, max_length)
+    return model, processor_for(model.config, tokenizer, image_processor, base.max_length)
 
 
 def _pair(vision: Path, language: Path, network: Network) -> tuple[Any, Any]:
     """A tower and a language model from their folders; connector and object encoder as they begin.
 
-    `vision` may hold a dual encoder such as SigLIP, of which the tower is taken.
+    `vision` may hold a dual encoder such as SigLIP, of which the tower is taken. Both parts become those of the model
+    as they were read, so that they are in memory once, in the format of their files.
     """
+    import torch
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -108,6 +126,7 @@ def _pair(vision: Path, language: Path, network: Network) -> tuple[Any, Any]:
     from model.modeling import VideoReferForConditionalGeneration
     from model.processing import processor_for
     from model.training.parts import part
+    from model.vision_tower import TransformerTower
 
     vision_config = AutoConfig.from_pretrained(vision, local_files_only=True)
     vision_config = getattr(vision_config, "vision_config", vision_config)
@@ -119,12 +138,21 @@ def _pair(vision: Path, language: Path, network: Network) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
     image_processor = AutoImageProcessor.from_pretrained(vision, local_files_only=True, backend="pil")
     processor = processor_for(config, tokenizer, image_processor, network.max_length)
-    model = VideoReferForConditionalGeneration(config)
+    with torch.device("meta"):
+        model = VideoReferForConditionalGeneration(config)
     tower = AutoModel.from_pretrained(vision, config=vision_config, local_files_only=True)
-    part(part(model, "vision_tower"), "model").load_state_dict(tower.state_dict())
-    text = AutoModelForCausalLM.from_pretrained(language, local_files_only=True)
-    part(model, "language_model").load_state_dict(text.state_dict())
-    return model, processor
+    model.vision_tower = TransformerTower(tower, vision_config, network.vision_select_layer)
+    model.language_model = AutoModelForCausalLM.from_pretrained(language, local_files_only=True)
+    model.generation_config = model.language_model.generation_config
+    for name in ("connector", "object_encoder"):
+        part(model, name).to_empty(device="cpu").apply(_draw)
+    return model.eval(), processor
+
+
+def _draw(module: Any) -> None:
+    """The start that a layer has of itself."""
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from flows.train_base import absolute, base_labels
+from pydantic import ValidationError
+
+from flows.train_base import absolute, base_labels, require_ours
 from flows.train_profile import TrainProfile, load_train_profile
 from flows.train_rank import BAD_FOLDER, DONE_FILE, BadLine, FitDone
 from flows.train_record import (
     MODEL_FOLDER,
     BadCount,
+    DataFile,
     KindCount,
     TrainingError,
     TrainOutcome,
@@ -41,6 +45,7 @@ def plan_training(
     folder, store = Path(out), Lake(lake)
     before = read_record(folder)
     chosen = load_train_profile(profile, init, num_steps)
+    require_ours(chosen.base)
     manifest = chosen_manifest(store, build_id or (before.run.build_id if before else None))
     root = videos or manifest.videos_root
     run = _run_of(store, manifest, _from_anywhere(chosen))
@@ -82,6 +87,7 @@ def _run_of(store: Lake, manifest: Manifest, profile: TrainProfile) -> TrainRun:
         build_profile=manifest.profile_name,
         build_engines=tuple(f"{label.agent}={label.engine}" for label in manifest.labels),
         samples=samples,
+        data_files=tuple(_data_file(Path(extra.path)) for extra in profile.data.extra),
         base=base_labels(profile.base),
         profile=profile,
     )
@@ -108,12 +114,21 @@ def _from_anywhere(profile: TrainProfile) -> TrainProfile:
     return profile.model_copy(update={"base": absolute(profile.base), "data": data})
 
 
+def _data_file(path: Path) -> DataFile:
+    stat = path.stat()
+    changed_at = datetime.fromtimestamp(stat.st_mtime, UTC).isoformat()
+    return DataFile(path=str(path), size_bytes=stat.st_size, changed_at=changed_at)
+
+
 def _bad_counts(out: Path) -> tuple[BadCount, ...]:
-    """By reason, most frequent first; a sample that was drawn again counts once."""
+    """By reason, most frequent first; a sample that was drawn again counts once, a line cut by a kill not at all."""
     found: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
     for path in sorted((out / BAD_FOLDER).glob("rank-*.jsonl")):
         for line in path.read_bytes().splitlines():
-            bad = BadLine.model_validate_json(line)
+            try:
+                bad = BadLine.model_validate_json(line)
+            except ValidationError:
+                continue
             found[bad.reason].setdefault((bad.source, bad.item_id), f"{bad.source}, {bad.item_id}: {bad.said}")
     ranked = Counter({reason: len(items) for reason, items in found.items()}).most_common()
     return tuple(BadCount(reason=reason, n=n, examples=_some(list(found[reason].values()))) for reason, n in ranked)

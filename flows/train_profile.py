@@ -64,7 +64,11 @@ class FolderBase(Record):
     kind: Literal["model"]
     path: str
     max_length: PositiveInt = 2048
-    """Of an official checkpoint; a model that was saved here brings its own."""
+    """Of an official checkpoint, as the next; a model that was saved here brings its own."""
+    paper_exact: bool = False
+    """Keep the official arithmetic for the official weights; without it, they get ours, which mends its defects. Box
+    and time stay out of the object tokens either way, as the checkpoint has no weights for them.
+    """
 
 
 class PairBase(Record):
@@ -122,7 +126,7 @@ class WorkerResources(Record):
     gpus: NonNegativeFloat = 0.0
     """GPUs of one worker."""
     max_failures: NonNegativeInt = 3
-    """How often the workers are started again after one died; a preempted node does not count."""
+    """How often the workers are started again after one died; that of a preempted node counts too."""
 
 
 class TrainProfile(Record):
@@ -150,12 +154,14 @@ def shipped_train_profiles() -> tuple[str, ...]:
 def load_train_profile(name_or_file: str, init: str | None = None, num_steps: int | None = None) -> TrainProfile:
     """The shipped training profile of that name, or the one in that TOML file.
 
-    `init` is a model folder that takes the place of the profile's base, `num_steps` the length of the run in place of
-    the profile's. Raises ProfileError as `flows.profile_files.read_profile` does, and where no base is named.
+    `init` is a model folder that takes the place of the profile's base, or of its path where that is one; `num_steps`
+    is the length of the run in place of the profile's. Raises ProfileError as `flows.profile_files.read_profile` does,
+    and where no base is named.
     """
     profile = read_profile(name_or_file, FOLDER, TrainProfile)
     if init is not None:
-        profile = profile.model_copy(update={"base": FolderBase(kind="model", path=init)})
+        kept = profile.base if isinstance(profile.base, FolderBase) else FolderBase(kind="model", path=init)
+        profile = profile.model_copy(update={"base": kept.model_copy(update={"path": init})})
     if isinstance(profile.base, InitBase):
         raise ProfileError(
             f"profile {name_or_file} names no base model: give one with --init MODEL_DIR, or a [base] in a file of "

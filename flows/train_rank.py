@@ -1,16 +1,17 @@
 """What each rank of a training does: base model and data as the profile says, the loop, and the model's folder."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from flows.train_profile import TrainProfile
 from flows.train_record import MODEL_FOLDER
 from flows.train_workers import STOP_FILE
 from infra.lake import Lake
 from infra.settings import settings
-from model.training.feed import MicroBatch
+from model.training.feed import BadItem, MicroBatch
 from model.training.metrics import StepMetrics
 from schemas.record import Record
 
@@ -132,7 +133,6 @@ def _feed(task: RankTask, processor: Any, rank: int, world_size: int) -> Any:
             rank=rank,
             world_size=world_size,
             num_workers=data.loader_processes,
-            max_bad_share=chosen.max_bad_share,
         ),
         CachedReader(settings().cache_dir / "frames", cache_bytes) if cache_bytes else read_plainly,
     )
@@ -151,10 +151,21 @@ class _NamedBad:
         return int(self._feed.num_samples)
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        """Those of the feed."""
+        """Those of the feed; its bad samples are on disk before the loop counts them, and may find them too many."""
         for batch in self._feed.micro_batches(step):
-            if self._feed.bad:
-                self._path.parent.mkdir(exist_ok=True)
-                with self._path.open("a") as file:
-                    file.writelines(BadLine(**bad._asdict()).model_dump_json() + "\n" for bad in self._feed.bad)
+            if batch.bad:
+                self._write_down(batch.bad)
             yield batch
+
+    def _write_down(self, bad: Sequence[BadItem]) -> None:
+        self._path.parent.mkdir(exist_ok=True)
+        with self._path.open("ab+") as file:
+            if file.tell() and not _ends_a_line(file):
+                file.write(b"\n")
+            file.write("".join(BadLine(**one._asdict()).model_dump_json() + "\n" for one in bad).encode())
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    """A rank that was killed may have left half a line."""
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

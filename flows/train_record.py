@@ -35,6 +35,17 @@ class KindCount(Record):
     n: int
 
 
+class DataFile(Record):
+    """A file of `data.extra` as it was when the training began: its samples are drawn by their place in it.
+
+    `changed_at` is ISO 8601 text.
+    """
+
+    path: str
+    size_bytes: int
+    changed_at: str
+
+
 class TrainRun(Record):
     """What is trained, on what, and from what: the same for every command that goes on with it.
 
@@ -46,6 +57,7 @@ class TrainRun(Record):
     build_profile: str
     build_engines: tuple[str, ...]
     samples: tuple[KindCount, ...]
+    data_files: tuple[DataFile, ...] = ()
     base: tuple[BaseLabel, ...]
     profile: TrainProfile
 
@@ -135,7 +147,8 @@ def _lasting(run: TrainRun) -> dict[str, Any]:
     settings = {name: value for name, value in profile["settings"].items() if name not in FREE_ON_RESUME}
     data = {name: value for name, value in profile["data"].items() if name not in _FREE_OF_DATA}
     base = {name: value for name, value in profile["base"].items() if name not in ("path", "vision", "language")}
-    kept = {"build_id": whole["build_id"], "weights": [label["weights"] for label in whole["base"]]}
+    files = {file.path: f"{file.size_bytes} bytes, changed at {file.changed_at}" for file in run.data_files}
+    kept = {"build_id": whole["build_id"], "weights": [label["weights"] for label in whole["base"]], "files": files}
     return kept | {"base": base, "settings": settings, "data": data}
 
 

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flows.train_profile import WorkerResources
 from flows.train_record import TrainingError
+from infra.raw_rows import one_line
 from infra.ray_cluster import start_ray
 from infra.ray_health import RayHealth
 from schemas.record import Record
@@ -145,14 +146,26 @@ def _fit(
 
 
 def _failure(rank: int, error: Exception, is_alone: bool) -> RankFailure:
-    # a rank that lost another in the middle of a collective raises RuntimeError, torch's own class
-    of_ours = type(error).__module__.startswith(_OURS)
-    lost_another = isinstance(error, RuntimeError) and not is_alone and not of_ours
-    may_pass = type(error).__module__.startswith("ray.") or lost_another
-    return RankFailure(rank=rank, how="died" if may_pass else "raised", said=_first_line(error))
+    may_pass = type(error).__module__.startswith("ray.") or (not is_alone and _lost_another(error))
+    return RankFailure(
+        rank=rank,
+        how="died" if may_pass else "raised",
+        said=_first_line(error) if may_pass else one_line(error) or type(error).__name__,
+    )
 
 
-_OURS = ("model.", "infra.", "schemas.", "flows.")
+def _lost_another(error: Exception) -> bool:
+    """Whether a rank lost another in the middle of a collective.
+
+    NCCL's and the store's errors have classes of their own; Gloo says it in a plain RuntimeError.
+    """
+    from torch.distributed import DistError
+
+    said = str(error)
+    return isinstance(error, DistError) or (type(error) is RuntimeError and any(sign in said for sign in _LOST))
+
+
+_LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Socket", "NCCL", "Timed out waiting")
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,15 +91,17 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> RayHan
 def _own_sigterm() -> Iterator[None]:
     """Keep this process's answer to SIGTERM: Ray puts before it one that prints a stack and aborts the process three
     seconds later, when it still tidies up, and leaves none when it ends, so that the process would just die. Python's
-    `signal.signal` would mend that in the main thread only.
+    `signal.signal` would mend that in the main thread only; there Ray also puts a Python function in place of ours.
     """
     get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
     get.restype = put.restype = ctypes.c_void_p
     get.argtypes, put.argtypes = [ctypes.c_int], [ctypes.c_int, ctypes.c_void_p]
-    handler = get(signal.SIGTERM)
+    handler, function = get(signal.SIGTERM), signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, function)
         put(signal.SIGTERM, handler)
 
 

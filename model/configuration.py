@@ -38,7 +38,8 @@ class VideoReferConfig(PreTrainedConfig):
     the connector's strided convolution, whose kernel and stride (time, rows, columns) are `connector_stride`.
     `num_object_tokens` is u of the temporal token merge: the most tokens that stand for one object. `object_position`
     adds embedded box and time to object tokens. `paper_exact` keeps the official arithmetic: masks sampled at grid
-    points and binarised, ties in the merge joined, absent frames as zeros; it excludes `object_position`.
+    points and binarised, ties in the merge joined, absent frames as zeros, an image as `num_frames` equal frames; it
+    excludes `object_position`.
 
     The token ids are those of the placeholders. They are all set or all -1, which stands for a network whose
     tokenizer is not known yet; they need no row in the language model's embedding. A value that is not allowed raises

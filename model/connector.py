@@ -45,6 +45,10 @@ class STCConnector(nn.Module):
         self.after = _stage(hidden, hidden, depth)
         self.readout = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
 
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks of both stages, 2 * depth of them."""
+        return [*self.before, *self.after]
+
     def forward(self, features: Tensor, scenes: SceneIndex) -> tuple[Tensor, Tensor]:
         """Tokens (sum of numbers, hidden), scene after scene, each in the order time, row, column; and the number of
         tokens of each scene, (scenes,) long.

@@ -64,6 +64,8 @@ class EfficientNetLite(PreTrainedModel):
 
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
+    # Scales are joined at the end, and a ConvNorm reads its norm's tensors without calling it.
+    _no_split_modules = ("EfficientNetLite", "ConvNorm")
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)

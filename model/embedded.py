@@ -155,8 +155,8 @@ def _match_scales(model: VideoReferForConditionalGeneration) -> None:
 
     Data-dependent initialisation (Salimans and Kingma 2016, section 3): over the cells of random pictures each unit
     has mean 0, and a spread of 1 before a GELU, or that of the language model's embeddings before the language model.
-    Torch's own start gives tokens that differ little from one another, since the tower's features are far from
-    centred, and that are of another size than words.
+    On photographs, torch's own start gives object tokens of eight times the spread of words, this one of twice. Eight
+    samples are learnt by heart as fast from either.
     """
     like_words = float(cast("nn.Embedding", model.get_input_embeddings()).weight.std())
     frames = _random_frames(num_frames=8, side_px=model.config.vision_config.image_size)

@@ -61,13 +61,16 @@ _REMEDY = (
 class VideoReferOutput(ModelOutput):
     """`logits` (B, L, vocabulary) if no labels were given; else `loss`, `loss_sum` and `num_labels`, all scalars.
 
-    `loss_sum` is the sum over the `num_labels` answer tokens, `loss` what is to be minimised.
+    `loss_sum` is the sum over the `num_labels` answer tokens, `loss` what is to be minimised. `hidden_states` and
+    `attentions` are the language model's, where they were asked for.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     loss_sum: Tensor | None = None
     num_labels: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class VideoReferForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -98,8 +101,12 @@ class VideoReferForConditionalGeneration(PreTrainedModel, GenerationMixin):
             width, hidden, config.num_object_tokens, config.object_position, config.paper_exact
         )
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        # The connector and the object encoder index and add across their layers, so each stays on one device; a block
+        # of the connector is what a wrapper by names takes for a unit.
+        ours = (self.connector, self.object_encoder, *self.connector.blocks())
         self._no_split_modules = [
-            name for module in tower.modules() for name in getattr(module, "_no_split_modules", None) or ()
+            *dict.fromkeys(type(module).__name__ for module in ours),
+            *(name for module in tower.modules() for name in getattr(module, "_no_split_modules", None) or ()),
         ]
         self.post_init()
 
@@ -116,30 +123,55 @@ class VideoReferForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The language model's head."""
         return cast("nn.Module", self.language_model.get_output_embeddings())
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's table of embeddings, as `resize_token_embeddings` does."""
+        self.language_model.set_input_embeddings(value)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        inputs_embeds: None = None,
+        use_cache: bool | None = None,  # noqa: ARG002 - callers of any model may name it
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **visuals: Unpack[Visuals],
-    ) -> VideoReferOutput:
+    ) -> VideoReferOutput | tuple[Any, ...]:
         """Logits of a batch, or with labels its loss alone: the head then reads only positions that predict an answer.
 
         `input_ids` (B, L) long with expanded placeholders, padded on either side; `attention_mask` (B, L), all ones if
         left out; `labels` (B, L) long, -100 where nothing is learnt. The loss is the mean over labels, 0 without any;
-        `num_items_in_batch` divides their sum instead, for a mean over more than this batch. Raises ValueError where
-        the placeholders and the visual tokens differ in number.
+        `num_items_in_batch` divides their sum instead, for a mean over more than this batch. The others are what
+        wrappers such as PEFT hand to any model: `output_attentions` and `output_hidden_states` go to the language
+        model, `return_dict=False` gives a tuple, `use_cache` has no effect (`generate` keeps a cache), and
+        `inputs_embeds` must be None. Raises ValueError for embeddings, and where the placeholders and the visual tokens
+        differ in number.
         """
+        if inputs_embeds is not None:
+            raise ValueError("got inputs_embeds; scenes and objects find their places by ids: give input_ids")
         spliced = self.splice(input_ids, attention_mask, **visuals)
+        wishes = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        asked = {name: value for name, value in wishes.items() if value is not None}
         if labels is None:
-            return VideoReferOutput(logits=self._logits(spliced, 0))
-        labels = labels.masked_fill(self._is_placeholder(input_ids), IGNORED)
-        targets, predictors = _targets(labels, spliced.attention_mask)
-        loss_sum = F.cross_entropy(self._logits(spliced, predictors).float(), targets, reduction="sum")
-        num_labels = predictors.sum()
-        divisor = num_labels.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        return VideoReferOutput(loss=loss_sum / divisor, loss_sum=loss_sum, num_labels=num_labels)
+            read = self._read(spliced, 0, **asked)
+            output = VideoReferOutput(logits=read.logits)
+        else:
+            labels = labels.masked_fill(self._is_placeholder(input_ids), IGNORED)
+            targets, predictors = _targets(labels, spliced.attention_mask)
+            read = self._read(spliced, predictors, **asked)
+            loss_sum = F.cross_entropy(read.logits.float(), targets, reduction="sum")
+            num_labels = predictors.sum()
+            divisor = num_labels.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            output = VideoReferOutput(loss=loss_sum / divisor, loss_sum=loss_sum, num_labels=num_labels)
+        output.hidden_states, output.attentions = read.get("hidden_states"), read.get("attentions")
+        return output.to_tuple() if return_dict is False else output
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs_and_settings: Any) -> Tensor:
@@ -231,16 +263,18 @@ class VideoReferForConditionalGeneration(PreTrainedModel, GenerationMixin):
         names = (self.config.video_token_id, self.config.image_token_id, self.config.region_token_id)
         return torch.isin(input_ids, torch.tensor(names, device=input_ids.device))
 
-    def _logits(self, spliced: Spliced, keep: Tensor | int) -> Tensor:
-        """Logits at all positions for 0, (B, L, vocabulary), or at those where `keep` (B, L) bool, (N, vocabulary)."""
-        output = self.language_model(
+    def _read(self, spliced: Spliced, keep: Tensor | int, **asked: bool) -> Any:
+        """The language model's output; its `logits` are those at all positions for 0, (B, L, vocabulary), or those
+        where `keep` (B, L) bool, (N, vocabulary).
+        """
+        return self.language_model(
             **spliced._asdict(),
             position_ids=positions(spliced.attention_mask),
             use_cache=False,
             logits_to_keep=keep,
             return_dict=True,
+            **asked,
         )
-        return cast("Tensor", output.logits)
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ loader cuts the text to 2048 tokens before it puts some 1352 visual ones in, and
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from tokenizers import AddedToken
@@ -25,6 +25,9 @@ from model.vision_tower import build_tower
 
 IGNORE_INDEX = -100
 """Label of a position that is not learnt, as torch's cross entropy has it."""
+
+_EXACT = ("mask_weights", "mask_boxes", "mask_times")
+"""What stays float32 whatever the format of the model."""
 
 _STEPS = (
     "__call__",
@@ -64,6 +67,26 @@ class Encoded(NamedTuple):
     num_cut: int
 
 
+class Batch(BatchFeature):
+    """The model's forward arguments by name."""
+
+    data: dict[str, Tensor]
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """In place, to a device, a format, or both; of a format only `pixel_values` take notice.
+
+        Masks, boxes and times stay float32: a few pixels of a frame are less than a step of bfloat16, and the model
+        pools in float32.
+        """
+        names = list(self.data)
+        exact = {name: self.data.pop(name) for name in _EXACT if name in self.data}
+        super().to(*args, **kwargs)
+        device, non_blocking = self.data["input_ids"].device, kwargs.get("non_blocking", False)
+        moved = self.data | {name: value.to(device, non_blocking=non_blocking) for name, value in exact.items()}
+        self.data = {name: moved[name] for name in names}
+        return self
+
+
 class VideoReferProcessor(ProcessorMixin):
     """Makes a VideoRefer model's inputs; saved and loaded beside it, with everything its results depend on.
 
@@ -71,7 +94,9 @@ class VideoReferProcessor(ProcessorMixin):
     are laid on the whole frame. `tokenizer` needs a chat template; `<video>`, `<image>` and `<region>` are added to it
     here where it lacks them, with ids after its own, for which the model needs no embedding row. `grid_size` (rows,
     columns), `connector_stride`, `num_object_tokens` and `paper_exact` are those of the model, and `num_frames` is how
-    many frames a reader should show a scene by (`processor_for` takes all of them from the configuration).
+    many frames a reader should show a scene by (`processor_for` takes all of them from the configuration). An image is
+    one frame; with `paper_exact` it is shown `num_frames` times, as by the architecture that the official model was
+    trained from, and so takes as many tokens as a video.
     `max_length` is the most tokens a request may have, visual ones among them; None sets no bound.
     """
 
@@ -109,11 +134,21 @@ class VideoReferProcessor(ProcessorMixin):
         token_id: int = self.tokenizer.convert_tokens_to_ids(text)
         return token_id
 
-    def __call__(self, requests: Sequence[Request], max_length: int | None = None) -> BatchFeature:
+    def __call__(
+        self, requests: Request | Sequence[Request] = (), max_length: int | None = None, **others: object
+    ) -> Batch:
         """The batch that `generate` takes: requests that end with a question, padded on the left, without labels.
 
-        Raises as `encode` does.
+        One request alone is a batch of one. Raises as `encode` does, and TypeError for anything but requests, such as
+        the `text` and `images` of other processors.
         """
+        requests = [requests] if isinstance(requests, Request) else requests
+        if others or not requests or not all(isinstance(request, Request) for request in requests):
+            got = ", ".join(others) or ", ".join(sorted({type(one).__name__ for one in requests})) or "nothing"
+            raise TypeError(
+                f"got {got}; the processor takes requests, one model.request.Request or several, and max_length: put "
+                "text, frames and masks into a Request"
+            )
         batch = self.collate([self.encode(request, False, max_length) for request in requests], "left")
         del batch["labels"]
         return batch
@@ -128,9 +163,9 @@ class VideoReferProcessor(ProcessorMixin):
         messages = checked_messages(request, with_labels)
         masks = scene_masks(request, self.grid_size, self.paper_exact)
         tokens_per_object = masks.per_object.clamp(max=self.num_object_tokens)
-        input_ids, labels = self._expanded(messages, self._num_scene_tokens(request.scene), tokens_per_object)
+        shown = self._shown(request.scene)
+        input_ids, labels = self._expanded(messages, self._num_scene_tokens(len(shown)), tokens_per_object)
         input_ids, labels, num_cut = _fitted(input_ids, labels, self.max_length if max_length is None else max_length)
-        shown = torch.tensor(request.scene.shown if request.scene else [], dtype=torch.long)
         used = torch.cat([shown, masks.frames[masks.frames != NO_FRAME]]).unique()
         return Encoded(
             input_ids,
@@ -146,7 +181,7 @@ class VideoReferProcessor(ProcessorMixin):
             num_cut=num_cut,
         )
 
-    def collate(self, encoded: Sequence[Encoded], padding_side: Literal["left", "right"]) -> BatchFeature:
+    def collate(self, encoded: Sequence[Encoded], padding_side: Literal["left", "right"]) -> Batch:
         """Several requests as one batch of the model's forward arguments, of B requests at most L tokens long.
 
         `input_ids`, `attention_mask` and `labels` (B, L) long, padded on `padding_side`; the visual parts one after
@@ -171,7 +206,7 @@ class VideoReferProcessor(ProcessorMixin):
             "labels": _padded([one.labels for one in encoded], length, IGNORE_INDEX, padding_side),
         }
         batch |= {name: torch.cat([getattr(one, name) for one in shifted]) for name in Encoded._fields[2:-1]}
-        return BatchFeature(batch)
+        return Batch(batch)
 
     def _expanded(
         self, messages: Sequence[Message], num_scene_tokens: int, tokens_per_object: Tensor
@@ -197,8 +232,13 @@ class VideoReferProcessor(ProcessorMixin):
         input_ids = short_ids.repeat_interleave(repeats)
         return input_ids, torch.where(learnt.repeat_interleave(repeats), input_ids, IGNORE_INDEX)
 
-    def _num_scene_tokens(self, scene: Scene | None) -> int:
-        return 0 if scene is None else num_scene_tokens(len(scene.shown), self.grid_size, self.connector_stride)
+    def _shown(self, scene: Scene | None) -> Tensor:
+        """The places in the scene's frames of those that show it, one after another, (T,) long."""
+        times = self.num_frames if self.paper_exact and scene is not None and scene.is_image else 1
+        return torch.tensor(scene.shown * times if scene else [], dtype=torch.long)
+
+    def _num_scene_tokens(self, num_shown: int) -> int:
+        return num_scene_tokens(num_shown, self.grid_size, self.connector_stride) if num_shown else 0
 
     def _pixels(self, scene: Scene | None, places: Tensor) -> Tensor:
         """The frames at `places`, (F, 3, S, S) float32."""

@@ -3,7 +3,6 @@
 Nothing is kept between steps but a step's number: position, item and draw follow from it.
 """
 
-import collections
 import itertools
 import multiprocessing
 import time
@@ -22,11 +21,9 @@ from model.data.order import Order, Part, local_positions
 from model.data.scene import FrameReader, SceneConfig, read_plainly, request_of
 from model.data.sources import Source
 from model.request import Request, RequestError
-from model.training.feed import MicroBatch
+from model.training.feed import BadItem, MicroBatch
 
 E = TypeVar("E")
-
-_EXAMPLES = 5
 
 
 class Encoder(Protocol[E]):
@@ -39,61 +36,12 @@ class Encoder(Protocol[E]):
     ) -> Mapping[str, Any]: ...
 
 
-class BadItem(NamedTuple):
-    """A sample that was left out: `reason` is one word, `said` what was found."""
-
-    item_id: str
-    source: str
-    reason: str
-    said: str
-
-
-class TooManyBadError(RuntimeError):
-    """More samples were bad than a run may pass over."""
-
-
-class BadBudget:
-    """Counts a rank's samples and stops the run once more than `max_share` were bad, `min_bad` of them at least.
-
-    `by_reason` counts the bad ones.
-    """
-
-    def __init__(self, max_share: float, min_bad: int = 10) -> None:
-        self._max_share, self._min_bad = max_share, min_bad
-        self.num_seen = 0
-        self.by_reason: collections.Counter[str] = collections.Counter()
-        self._examples: dict[str, list[BadItem]] = {}
-
-    @property
-    def num_bad(self) -> int:
-        """Bad samples so far."""
-        return self.by_reason.total()
-
-    def take(self, num_seen: int, bad: Sequence[BadItem]) -> None:
-        """Count some samples, of which some were bad. Raises TooManyBadError."""
-        self.num_seen += num_seen
-        for one in bad:
-            self.by_reason[one.reason] += 1
-            examples = self._examples.setdefault(one.reason, [])
-            if len(examples) < _EXAMPLES:
-                examples.append(one)
-        if self.num_bad >= self._min_bad and self.num_bad > self._max_share * self.num_seen:
-            raise TooManyBadError(self._what_to_do())
-
-    def _what_to_do(self) -> str:
-        lines = [f"{self.num_bad} of {self.num_seen} samples were bad; at most {self._max_share:.1%} may be"]
-        for reason, count in self.by_reason.most_common():
-            lines.append(f"{reason}: {count}, such as")
-            lines += [f"  {one.source}, {one.item_id}: {one.said}" for one in self._examples[reason]]
-        lines.append("mend these rows or give the root that holds their files; or allow more with max_bad_share")
-        return "\n".join(lines)
-
-
 class LoaderConfig(NamedTuple):
     """How one rank loads: its slice of `global_batch` samples a step, `micro_batch` at a time.
 
     `num_workers` processes decode, each with one thread and `prefetch` micro-batches ahead; 0 decodes in the caller.
     They are started by `start_method`: the default shares nothing with the caller's threads, "fork" starts sooner.
+    `max_bad_share` is not judged here but by the training loop, over all ranks.
     """
 
     global_batch: int
@@ -104,15 +52,14 @@ class LoaderConfig(NamedTuple):
     num_workers: int = 0
     prefetch: int = 2
     max_bad_share: float = 0.01
-    min_bad: int = 10
     start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
 
 
 class DataFeed:
     """A `model.training.feed.Loader` over weighted sources.
 
-    `budget` counts bad samples, `bad` holds those of the micro-batch given last, and `waited_s` is how long it was
-    waited for. The same `seed`, sources and weights give the same samples to a step, whatever the number of ranks.
+    `bad` holds the bad samples of the micro-batch given last, and `waited_s` is how long it was waited for. The same
+    `seed`, sources and weights give the same samples to a step, whatever the number of ranks.
     """
 
     def __init__(
@@ -129,7 +76,6 @@ class DataFeed:
         self._order = Order([Part(source.groups, weight) for source, weight in sources], config.seed)
         self._samples = _Samples([source for source, _ in sources], self._order, encoder, scene, config.seed, reader)
         self._config = config
-        self.budget = BadBudget(config.max_bad_share, config.min_bad)
         self.bad: tuple[BadItem, ...] = ()
         self.waited_s = 0.0
 
@@ -139,7 +85,7 @@ class DataFeed:
         return self._order.num_positions
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        """What this rank gets from optimiser step `step` on, without end. Raises TooManyBadError."""
+        """What this rank gets from optimiser step `step` on, without end."""
         config = self._config
         context = multiprocessing.get_context(config.start_method) if config.num_workers else None
         if config.start_method == "forkserver" and context is not None:
@@ -151,6 +97,7 @@ class DataFeed:
             num_workers=config.num_workers,
             prefetch_factor=config.prefetch if config.num_workers else None,
             multiprocessing_context=context,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, or starting a loader would move the caller's chance on
             worker_init_fn=_with_one_thread if config.num_workers else None,
         )
@@ -159,8 +106,7 @@ class DataFeed:
             start = time.monotonic()
             inputs, num_good, bad = next(batches)
             self.waited_s, self.bad = time.monotonic() - start, bad
-            self.budget.take(num_good + len(bad), bad)
-            yield MicroBatch(inputs, num_good, len(bad))
+            yield MicroBatch(inputs, num_good, len(bad), bad)
 
 
 class _Samples(Dataset[Any]):

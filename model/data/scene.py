@@ -1,5 +1,6 @@
 """From an item to a request: which frames are needed, decoded once, and the masks that lie on them."""
 
+import functools
 import hashlib
 import math
 import stat
@@ -17,6 +18,8 @@ from model.data.masks import mask_of
 from model.request import ObjectRegion, Request, Scene
 from schemas.mask import Mask
 
+_KEPT_SHA256 = 2**16
+"""Files whose content a process remembers; those of an epoch are asked for near one another."""
 _STAMP_SLACK_S = 1e-3
 """Times in files are often rounded to milliseconds; a frame this close to where a span begins is in it."""
 
@@ -79,7 +82,7 @@ class CachedReader:
         span = _Span(
             clip_id=media.path,
             video=path.name,
-            video_sha256=media.sha256 or video_sha256(path),
+            video_sha256=media.sha256 or _sha256(path),
             start_frame=first,
             end_frame=end,
             height_px=info.height_px,
@@ -93,13 +96,15 @@ def request_of(
 ) -> Request:
     """The item with its frames and masks. The same arguments give the same request.
 
-    Raises BadItemError (outside_root, missing_file, bad_span, frame_outside, not_visible, bad_mask) and VideoError.
+    Raises BadItemError (outside_root, missing_file, changed_video, bad_span, frame_outside, not_visible,
+    bad_mask) and VideoError.
     """
     if item.media is None:
         return Request(item.messages, None, ())
     path = _inside(root, item.media.path)
     if item.media.is_image:
         return _image_request(item, path, config)
+    _check_content(item.media, path)
     draw = _Draw(seed, epoch, item.item_id)
     info = probe(path, folder_fps=item.media.folder_fps or FOLDER_FPS)
     first, end = visible_frames(item.media, info)
@@ -212,6 +217,26 @@ def _check_frames(objects: Sequence[ItemObject], first: int, end: int) -> None:
     outside = [frame for one in objects for frame in one.frame_idx if not first <= frame < end]
     if outside:
         raise BadItemError("frame_outside", f"a mask is of frame {outside[0]}; frames {first} to {end - 1} may be seen")
+
+
+def _check_content(media: Media, path: Path) -> None:
+    """Masks lie on the frames that their build saw. Reads a file once a process, and again where it has changed."""
+    if media.sha256 is not None and (found := _sha256(path)) != media.sha256:
+        raise BadItemError(
+            "changed_video",
+            f"{media.path} is another file than its masks were made on: SHA-256 {found[:12]} instead of "
+            f"{media.sha256[:12]}; put the old one back, or build again",
+        )
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _sha256_of_state(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(_KEPT_SHA256)
+def _sha256_of_state(path: Path, _size_bytes: int, _changed_at_ns: int) -> str:
+    return video_sha256(path)
 
 
 def _image_request(item: TrainItem, path: Path, config: SceneConfig) -> Request:

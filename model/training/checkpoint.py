@@ -6,9 +6,13 @@ and the optimiser's state (`torch.distributed.checkpoint`, which can be read by 
 of each rank and `checkpoint.json`. The schedule and the data's position are functions of the step.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,10 +32,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from model.training.settings import FREE_ON_RESUME, TrainSettings
-from model.training.sharding import summed
+from model.training.sharding import group_device, summed
 from schemas.record import Record, content_id
 
 _INFO = "checkpoint.json"
+_FOLDER = re.compile(r"step-\d{8,}")
 _OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
@@ -88,7 +93,37 @@ def _lasting(settings: TrainSettings) -> dict[str, Any]:
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The complete checkpoint of the most steps, None where there is none; needs no process group."""
-    return max((run_dir / "checkpoints").glob("step-*"), default=None)
+    return next(reversed(_complete(run_dir)), None)
+
+
+def _complete(run_dir: Path) -> list[Path]:
+    """Complete checkpoints by their steps; other names, such as a copy put aside as `step-00000002.bak`, are none."""
+    folders = [folder for folder in (run_dir / "checkpoints").glob("step-*") if _FOLDER.fullmatch(folder.name)]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
+
+
+def agreed_checkpoint(run_dir: Path, wait_s: float = 30.0) -> Path | None:
+    """`latest_checkpoint` as rank 0 sees it, on all ranks: a shared folder may show a rename late on other nodes.
+
+    Raises CheckpointError on every rank where one does not see that checkpoint within `wait_s` seconds.
+    """
+    found = latest_checkpoint(run_dir) if dist.get_rank() == 0 else None
+    told = [found.name if found is not None else None]
+    dist.broadcast_object_list(told, src=0, device=group_device())
+    (name,) = told
+    if name is None:
+        return None
+    chosen = run_dir / "checkpoints" / name
+    end_s = time.monotonic() + wait_s
+    while not (seen := (chosen / _INFO).exists()) and time.monotonic() < end_s:
+        time.sleep(0.1)
+    (num_blind,) = summed([not seen], group_device())
+    if num_blind:
+        raise CheckpointError(
+            f"rank 0 goes on from {name}, which {num_blind:.0f} of {dist.get_world_size()} ranks do not see in"
+            f" {chosen.parent} after {wait_s:g} s: all ranks need the same run folder, on storage that they share"
+        )
+    return chosen
 
 
 def read_info(checkpoint: Path) -> CheckpointInfo:
@@ -99,15 +134,20 @@ def read_info(checkpoint: Path) -> CheckpointInfo:
 def save_checkpoint(run_dir: Path, model: nn.Module, optimiser: Optimizer, info: CheckpointInfo, keep: int) -> Path:
     """Writes a checkpoint with all ranks, then drops all but the newest `keep`.
 
-    Raises CheckpointError on every rank where one could not write (a full disk, say); what was there before stays.
+    Raises CheckpointError on every rank where one could not write (a full disk, say); what was there before stays. An
+    old checkpoint that cannot be deleted is let be.
     """
     final = run_dir / "checkpoints" / f"step-{info.progress.step:08d}"
     partial = final.with_name(f".{final.name}.partial")
     rank = dist.get_rank()
-    if rank == 0:
-        for left in final.parent.glob(".step-*.partial"):
-            shutil.rmtree(left)
-    _together(partial, lambda: partial.mkdir(parents=True) if rank == 0 else None)
+
+    def prepare() -> None:
+        if rank == 0:
+            for left in final.parent.glob(".step-*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    _together(partial, prepare)
     state: dict[str, Any] = {
         "model": get_model_state_dict(model, options=_OPTIONS),
         "optimiser": get_optimizer_state_dict(model, optimiser, options=_OPTIONS),
@@ -116,20 +156,39 @@ def save_checkpoint(run_dir: Path, model: nn.Module, optimiser: Optimizer, info:
     def write() -> None:
         save(state, checkpoint_id=partial)
         torch.save(_random_state(), _random_file(partial, rank))
+        _sync(_random_file(partial, rank))
 
     def publish() -> None:
         if rank == 0:
-            with (partial / _INFO).open("w") as file:
-                file.write(info.model_dump_json(indent=1))
-                file.flush()
-                os.fsync(file.fileno())
+            (partial / _INFO).write_text(info.model_dump_json(indent=1))
+            _sync(partial / _INFO)
+            _sync(partial)
             partial.rename(final)
-            for old in sorted(final.parent.glob("step-*"))[:-keep]:
-                shutil.rmtree(old)
+            _sync(final.parent)
 
     _together(partial, write)
     _together(partial, publish)
+    if rank == 0:
+        for old in _complete(run_dir)[:-keep]:
+            _drop(old)
     return final
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would survive a power cut."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _drop(old: Path) -> None:
+    """Deletes a checkpoint as far as it can be; what is left bears the name of an unfinished one."""
+    left = old.with_name(f".{old.name}.partial")
+    with contextlib.suppress(OSError):
+        old.rename(left)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: Optimizer) -> None:
@@ -148,27 +207,26 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: Optimizer) ->
     if file.exists():
         states = torch.load(file, weights_only=True)
         torch.set_rng_state(states[0])
-        if torch.cuda.is_available() and len(states) > 1:
+        if group_device().type == "cuda" and len(states) > 1:
             torch.cuda.set_rng_state(states[1])
 
 
 def _random_state() -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if group_device().type == "cuda" else [])]
 
 
 def _random_file(checkpoint: Path, rank: int) -> Path:
     return checkpoint / f"random-{rank}.pt"
 
 
-def _together(partial: Path, action: Any) -> None:
+def _together(partial: Path, action: Callable[[], None]) -> None:
     """Does `action` and waits for all ranks; where it failed on one, cleans up and raises on all."""
     failure: BaseException | None = None
     try:
         action()
     except (OSError, RuntimeError, CheckpointException) as error:  # torch turns a failed write into any of the three
         failure = error
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    if summed([failure is not None], device)[0]:
+    if summed([failure is not None], group_device())[0]:
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(

@@ -31,6 +31,7 @@ def export_pretrained(model: PreTrainedModel, processor: ProcessorMixin, out: Pa
         {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}, assign=True
     )
     plain.tie_weights()
+    plain.generation_config = model.generation_config  # which a class builds anew from the configuration alone
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

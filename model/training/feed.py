@@ -10,16 +10,27 @@ IGNORED = -100
 """The label of a token that the loss leaves out."""
 
 
+class BadItem(NamedTuple):
+    """A sample that was left out: `reason` is one word, `said` what was found, in one line."""
+
+    item_id: str
+    source: str
+    reason: str
+    said: str
+
+
 class MicroBatch(NamedTuple):
     """What one rank passes through the model at once.
 
     `inputs` are keyword arguments of the model's `forward`, labels included, on the CPU; None where every sample was
-    bad. `num_samples` good and `num_bad` bad samples were drawn for it.
+    bad. `num_samples` good and `num_bad` bad samples were drawn for it; `bad` names the bad ones, as far as they have
+    names.
     """
 
     inputs: Mapping[str, Tensor] | None
     num_samples: int
     num_bad: int
+    bad: tuple[BadItem, ...] = ()
 
 
 class Loader(Protocol):

@@ -12,10 +12,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
+from model.training.budget import BadTally, too_many_bad
 from model.training.checkpoint import (
     CheckpointInfo,
     Progress,
-    latest_checkpoint,
+    agreed_checkpoint,
     load_checkpoint,
     read_info,
     save_checkpoint,
@@ -27,9 +28,6 @@ from model.training.parts import COMPUTE_DTYPE, prepare_parts, trained
 from model.training.schedule import cosine_rate
 from model.training.settings import TrainSettings
 from model.training.sharding import process_group, shard, summed
-
-_FEWEST_SAMPLES = 100
-"""Bad samples are judged as if at least so many had been drawn: one early bad sample is no bad share."""
 
 
 class TrainingError(RuntimeError):
@@ -63,9 +61,10 @@ def fit(
     """Trains `model` in place until the settings' end, from the newest checkpoint in `run_dir` if there is one.
 
     Runs in the process group that is there, on each rank with its own `loader` and the same model and folder, or else
-    in one of this process alone, whose GPU or CPU it takes. The model comes out split over the ranks, with its adapter
-    if there is one (`model.training.export` makes it plain). `report` is called on rank 0 with each logged step.
-    `should_stop` is asked before each update on every rank; a True on one makes all write a checkpoint and leave.
+    in one of this process alone, whose GPU or CPU it takes. Each rank holds the whole model in the host's memory until
+    it is split (4 bytes per trained and 2 per frozen parameter, see `shard`). It comes out split over the ranks, with
+    its adapter if there is one (`model.training.export` makes it plain). `report` is called on rank 0 with each logged
+    step. `should_stop` is asked before each update on every rank; a True on one makes all write a checkpoint and leave.
     With the same number of ranks, a run that was stopped or killed and taken up again ends with the same bits.
 
     Raises TrainingError (see `TrainSettings`), CheckpointError (settings that changed, a full disk), ValueError (a
@@ -96,6 +95,7 @@ class _Run:
         self.parameters = [parameter for _, parameter in trained(model)]
         self.optimiser = AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.progress = Progress()
+        self.bad = BadTally()
         self.checkpoint: Path | None = None
         self._resume()
         self.log = MetricsLog(run_dir, self.progress.step) if self.is_first else None
@@ -118,6 +118,8 @@ class _Run:
             answers, tokens, good, bad, stops = self._sum_counts(drawn, should_stop())
             if stops:
                 break
+            for batch in drawn:
+                self.bad.add(batch.bad)
             self._count_samples(int(good), int(bad))
             rate = cosine_rate(
                 self.settings.learning_rate, self.progress.step, self.num_steps, self.settings.warmup_share
@@ -151,10 +153,11 @@ class _Run:
 
     def _count_samples(self, good: int, bad: int) -> None:
         samples, bad_samples = self.progress.samples + good + bad, self.progress.bad_samples + bad
-        if bad_samples > self.settings.max_bad_share * max(samples, _FEWEST_SAMPLES):
+        if too_many_bad(bad_samples, samples, self.settings.max_bad_share):
             raise TrainingError(
-                f"{bad_samples} of {samples} samples were bad, more than max_bad_share"
-                f" {self.settings.max_bad_share}: mend the data (the loader names them) or allow more"
+                f"{bad_samples} of {samples} samples were bad, at most {self.settings.max_bad_share:.3g} of them may be"
+                f" (max_bad_share){self.bad.commonest()}. The list is in bad_samples/ of the run's folder\n"
+                "Mend these rows, give the root that holds their files, or allow more with max_bad_share"
             )
         self.progress = self.progress.model_copy(update={"samples": samples, "bad_samples": bad_samples})
 
@@ -166,6 +169,8 @@ class _Run:
         loss = torch.zeros((), device=self.device)
         share = torch.tensor(max(answers, 1.0) / self.world_size, device=self.device)
         self.optimiser.zero_grad()
+        # each pass reduces its gradients (no set_requires_gradient_sync(False)): held over, they would be whole on
+        # every rank, which takes more memory than the communication is worth
         for batch in drawn:
             inputs = batch.inputs if batch.inputs is not None else stub_inputs()
             placed = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
@@ -200,7 +205,8 @@ class _Run:
         self.checkpoint = None
         if in_row > self.settings.max_skipped_in_row:
             raise TrainingError(
-                f"{in_row} steps in a row had no finite loss and gradient, up to step {self.progress.step}:"
+                f"{in_row} steps in a row had no finite loss and gradient, up to step {self.progress.step}"
+                f" ({self.progress.bad_samples} of {self.progress.samples} samples so far were bad):"
                 " lower learning_rate, or look for broken samples; the last checkpoint is from before"
             )
 
@@ -228,8 +234,7 @@ class _Run:
         return self.checkpoint
 
     def _resume(self) -> None:
-        found = latest_checkpoint(self.run_dir)
-        dist.barrier()
+        found = agreed_checkpoint(self.run_dir)
         if found is None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             return

@@ -30,9 +30,9 @@ class TrainSettings(Record):
     A run lasts `num_steps` optimiser steps or, where that is None, `epochs` passes over the data. Each step takes
     `global_batch_size` samples over all ranks, `micro_batch_size` at a time on each; the product of ranks and
     `micro_batch_size` must divide it. With "bf16", trained weights and the optimiser stay in float32 and are cast for
-    the pass, gradients are summed in float32, and frozen parts are held in bfloat16. A run stops once more than
-    `max_bad_share` of the samples were bad, or after more than `max_skipped_in_row` steps in a row without a finite
-    gradient.
+    the pass, gradients are summed in float32, and frozen parts are held in bfloat16. A run stops once more samples
+    were bad than chance gives where `max_bad_share` of the data are (`model.training.budget`), or after more than
+    `max_skipped_in_row` steps in a row without a finite gradient.
     """
 
     parts: tuple[Part, ...] = Field(min_length=1)

@@ -19,18 +19,25 @@ from model.training.settings import TrainSettings
 def process_group() -> Iterator[torch.device]:
     """The device of this rank, inside the process group that is there or else in one of this process alone.
 
-    A group of one keeps its addresses in memory; it needs no port and no file. It is taken down at the end.
+    A group of one takes the GPU if there is one, and keeps its addresses in memory; it needs no port and no file. It is
+    taken down at the end.
     """
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if dist.is_initialized():
-        yield device
+        yield group_device()
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
-        yield device
+        yield group_device()
     finally:
         dist.destroy_process_group()
+
+
+def group_device() -> torch.device:
+    """The device that this rank's process group works on: whoever started it on the CPU wants no GPU that is there."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def shard(model: PreTrainedModel, settings: TrainSettings, device: torch.device) -> None:
@@ -38,6 +45,10 @@ def shard(model: PreTrainedModel, settings: TrainSettings, device: torch.device)
 
     A frozen tower is not split but whole on each rank: ranks see different numbers of frames, so its passes need not
     be in step. Inputs are not cast here; the model casts to its parts' formats, and boxes and times stay float32.
+    Up to here every rank holds the whole model in the host's memory: 4 bytes per trained parameter and 2 per frozen one
+    (4 with "fp32"), so a node needs that many times as often as it has ranks. Training all of 8e9 parameters takes
+    32 GB per rank before the split.
+
     Raises ValueError where ranks hold different weights to train (they would learn apart).
     """
     _check_same(model, device)

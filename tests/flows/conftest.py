@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -301,3 +303,90 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
     os.environ.clear()
     os.environ.update(before)
+
+
+CHAT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+class TinyTraining:
+    """A saved VideoRefer of a few thousand weights in `model`, its tokenizer beside it, and trainings of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.model = folder, folder / "model"
+
+    def profile(
+        self, num_steps: int = 4, workers: int = 1, base: str | None = None, extra: str = "", **settings: object
+    ) -> str:
+        """The path of a new profile; `base` and `extra` are TOML."""
+        chosen = {"learning_rate": 1e-3, "global_batch_size": 2, "num_steps": num_steps} | settings
+        lines = [f"{name} = {value}" for name, value in chosen.items()]
+        path = self.folder / f"tiny-{time.monotonic_ns()}.toml"
+        path.write_text(
+            'name = "tiny"\ndescription = "For a test."\n[base]\n'
+            + (base or f'kind = "model"\npath = "{self.model}"')
+            + '\n[settings]\nparts = ["connector", "object_encoder", "language_model"]\nprecision = "fp32"\n'
+            "log_every_steps = 1\n"
+            + "\n".join(lines)
+            + f"\n[data]\ndecode_cache_mib = 0\n{extra}\n[workers]\nnum = {workers}\n"
+        )
+        return str(path)
+
+    def steps(self, out: Path) -> list[Any]:
+        """The rows of the metrics file, but for one that is being written."""
+        from model.training.metrics import StepMetrics
+
+        whole = (out / "metrics.jsonl").read_text().rpartition("\n")[0]
+        return [StepMetrics.model_validate_json(line) for line in whole.splitlines()]
+
+    def when_logged(self, out: Path, step: int, act: Callable[[], None]) -> threading.Thread:
+        """Do something, in a thread, once a step is in the metrics."""
+
+        def wait() -> None:
+            while not (out / "metrics.jsonl").exists() or not any(row.step >= step for row in self.steps(out)):
+                time.sleep(0.02)
+            act()
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        return thread
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyTraining:
+    """Made of random weights and a tokenizer of bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
+
+    from model.configuration import VideoReferConfig
+    from model.modeling import VideoReferForConditionalGeneration
+    from model.processing import processor_for
+
+    made = TinyTraining(tmp_path_factory.mktemp("tiny"))
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    plain = Tokenizer(models.BPE(vocabulary, []))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=plain, eos_token=SPECIAL[2], pad_token=SPECIAL[0], chat_template=CHAT
+    )
+    fast.add_special_tokens({"additional_special_tokens": [SPECIAL[1]]})
+    fast.save_pretrained(made.folder / "tokenizer")
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    text = {"model_type": "qwen2", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 16}
+    config = VideoReferConfig(
+        vision_config=vision | {"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        text_config=text | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
+        num_frames=2,
+        connector_depth=1,
+    )
+    images = SiglipImageProcessorPil(size={"height": 28, "width": 28})
+    processor = processor_for(config, PreTrainedTokenizerFast.from_pretrained(made.folder / "tokenizer"), images, 512)
+    torch.manual_seed(0)
+    VideoReferForConditionalGeneration(config).save_pretrained(made.model)
+    processor.save_pretrained(made.model)
+    return made

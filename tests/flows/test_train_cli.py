@@ -60,3 +60,17 @@ def test_a_folder_without_a_model_is_no_base(tmp_path: Path, lake_by_hand: Any) 
     lake_by_hand.publish()
     asked = ("--lake", lake_by_hand.lake.root, "--out", tmp_path / "out", "--profile", "stage3")
     assert "holds no model" in one_error(FAILED, *asked, "--init", tmp_path)
+
+
+def test_another_architecture_is_no_base(base: Path, tmp_path: Path, lake_by_hand: Any) -> None:
+    (base / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    asked = ("--lake", lake_by_hand.lake.root, "--out", tmp_path / "out", "--profile", "stage2")
+    said = one_error(BAD_USAGE, *asked, "--init", base)
+    assert "of type 'llava'; allowed as a whole model are 'videorefer'" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_may_not_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    said = one_error(BAD_USAGE, "--lake", tmp_path, "--out", tmp_path / "out")
+    assert "is a file; name a folder" in said

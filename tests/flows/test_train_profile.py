@@ -55,6 +55,15 @@ def test_base_and_length_may_be_given_instead() -> None:
     assert (profile.settings.num_steps, profile.settings.epochs) == (5, None)
 
 
+def test_a_whole_model_given_instead_keeps_how_it_is_read(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "flows" / "train_profiles" / "stage3.toml"
+    path = tmp_path / "mine.toml"
+    exact = 'kind = "model"\npath = "there"\npaper_exact = true'
+    path.write_text(shipped.read_text().replace('kind = "init"', exact))
+    assert load_train_profile(str(path), init="mine").base == FolderBase(kind="model", path="mine", paper_exact=True)
+    assert load_train_profile("stage3", init="mine").base == FolderBase(kind="model", path="mine", paper_exact=False)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

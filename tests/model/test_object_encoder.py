@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from model.inputs import MaskBatch
 from model.mask_grid import box_xyxy, coverage_weights, official_weights
-from model.object_encoder import SpatialTemporalObjectEncoder, pool
+from model.object_encoder import SpatialTemporalObjectEncoder, in_time_order, pool
 from model.object_position import NUM_OCTAVES, ObjectPosition, fourier_features
 
 CHANNELS, HIDDEN, NUM_TOKENS = 6, 5, 3
@@ -232,6 +232,32 @@ def test_bfloat16_is_close_to_float32() -> None:
     assert encoded.tokens.dtype == torch.bfloat16
     assert torch.equal(encoded.num_tokens, expected.num_tokens)
     assert torch.allclose(encoded.tokens.float(), expected.tokens, rtol=0.05, atol=0.3)
+
+
+@pytest.mark.parametrize("paper_exact", [True, False])
+@pytest.mark.parametrize("seed", [0, 3, 4, 5])
+def test_bfloat16_features_merge_as_the_formulas_in_float32_say(seed: int, paper_exact: bool) -> None:
+    features, objects = scenes(seed, 16, [16, 14, 9])
+    features = (features / 10 + 4).bfloat16()
+    batch = make_batch(objects, paper_exact)
+    if not paper_exact:
+        batch = in_time_order(batch)
+    rows = [slow_rows(features.float(), of_object, paper_exact) for of_object in objects]
+    pooled = pool(features, batch.weights, batch.frame_index)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, torch.cat(rows), rtol=1e-6, atol=1e-5)
+    expected = [slow_merge(of_object, paper_exact) for of_object in rows]
+    rounded_first = [slow_merge(of_object.bfloat16().float(), paper_exact) for of_object in rows]
+    step = 2**-5  # of bfloat16 from 4 to 8: what differs by more was merged from other frames
+    pairs = list(zip(expected, rounded_first, strict=True))
+    assert any(a.shape != b.shape or bool(((a - b).abs() > step).any()) for a, b in pairs)
+    encoder = make_encoder(paper_exact)
+    encoded = encoder(features, batch)
+    assert encoded.num_tokens.tolist() == [len(tokens) for tokens in expected]
+    torch.testing.assert_close(encoded.tokens, encoder.mlp(torch.cat(expected)), rtol=1e-5, atol=1e-5)
+    rounded = encoder.bfloat16()(features, batch).tokens
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded, encoder.mlp(torch.cat(expected).bfloat16()), rtol=0.02, atol=0.02)
 
 
 def test_position_tells_apart_what_features_do_not() -> None:

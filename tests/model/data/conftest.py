@@ -11,6 +11,7 @@ from pycocotools import mask as coco
 
 from infra.builds import BuildWriter, Manifest
 from infra.lake import Lake
+from infra.video import video_sha256
 from schemas.mask import Mask, encode
 from schemas.quarantine import QuarantineEntry
 from schemas.sample import SCHEMA_VERSION, Provenance, Sample
@@ -49,9 +50,11 @@ class Rows:
 
     def sample(self, number: int, frames: Sequence[Sequence[int]] = ((3, 30),), **changes: Any) -> Sample:
         regions = " and ".join("<region>" for _ in frames)
+        video = self.folder / changes.get("video", "a.mp4")
         row = {
             "sample_id": f"s{number:05d}", "kind": "detailed_caption", "qa_type": "none", "split": "train",
-            "clip_id": f"c{number:05d}", "source_id": "src", "video": "a.mp4", "video_sha256": "0" * 64,
+            "clip_id": f"c{number:05d}", "source_id": "src", "video": "a.mp4",
+            "video_sha256": video_sha256(video) if video.exists() else "0" * 64,
             "license": "CC0", "start_s": 0.0, "end_s": 1.6, "visible_until_s": 1.6, "fps": 25.0,
             "height": HEIGHT_PX, "width": WIDTH_PX,
             "conversations": [

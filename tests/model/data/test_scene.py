@@ -216,3 +216,12 @@ def test_a_span_without_frames_is_refused(rows: Any, tmp_path: Path) -> None:
     sample = rows.sample(0, start_s=5.0, end_s=6.0, visible_until_s=5.5)
     with pytest.raises(BadItemError, match="holds no frame"):
         request_of(sample_item(sample, "s"), tmp_path, ALL, 0, 0)
+
+
+def test_a_video_that_was_replaced_is_refused(rows: Any, tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    item = sample_item(rows.sample(0), "s")
+    request_of(item, tmp_path, ALL, 0, 0)
+    make_video("a.mp4", num_frames=41)
+    with pytest.raises(BadItemError, match="another file than its masks were made on") as caught:
+        request_of(item, tmp_path, ALL, 0, 0)
+    assert caught.value.reason == "changed_video"

@@ -120,6 +120,31 @@ def test_a_killed_run_of_two_ranks_goes_on_to_the_same_bits_and_on_one_rank_too(
         torch.testing.assert_close(value, expected[name], atol=1e-3, rtol=0)
 
 
+def test_a_copy_under_another_name_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    assert latest_checkpoint(tmp_path) is None
+    for name in ("step-00000001", "step-00000002.bak", "step-2", "step-00000003 (copy)", ".step-00000004.partial"):
+        (folder / name).mkdir(parents=True)
+    assert latest_checkpoint(tmp_path) == folder / "step-00000001"
+    (folder / "step-100000000").mkdir()
+    (folder / "step-99999999").mkdir()
+    assert latest_checkpoint(tmp_path) == folder / "step-100000000"
+
+
+def test_what_cannot_be_deleted_does_not_fail_a_checkpoint(
+    tmp_path: Path, train: Train, make_settings: Callable[..., TrainSettings]
+) -> None:
+    settings = make_settings(micro_batch_size=2, num_steps=3, checkpoint_every_steps=1, keep_checkpoints=1)
+    train(settings, tmp_path, stop_after=1)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-00000001").rename(tmp_path / "elsewhere")  # a link is not deleted as a folder is
+    (folder / "step-00000001").symlink_to(tmp_path / "elsewhere")
+    (folder / ".step-00000009.partial").write_text("no folder")
+    assert train(settings, tmp_path).finished
+    assert [path.name for path in folder.glob("step-*")] == ["step-00000003"]
+    assert (tmp_path / "elsewhere" / "checkpoint.json").exists()
+
+
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     tmp_path: Path, train: Train, make_settings: Callable[..., TrainSettings]
 ) -> None:

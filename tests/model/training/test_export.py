@@ -30,6 +30,7 @@ def test_what_was_trained_loads_and_gives_the_same_logits(
 ) -> None:
     config = tiny_config(text_overrides={"tie_word_embeddings": tied})
     model, batches = tiny_model(config), micro_batches(2)
+    model.generation_config.max_new_tokens, model.generation_config.eos_token_id = 7, [2, 5]
     adapter = AdapterSettings(rank=2, targets="all-linear") if "adapter" in parts else None
     settings = make_settings(parts=parts, adapter=adapter, micro_batch_size=2, learning_rate=0.05)
     inputs = {name: value for name, value in (batches[0].inputs or {}).items() if name != "labels"}
@@ -44,6 +45,7 @@ def test_what_was_trained_loads_and_gives_the_same_logits(
     loaded = VideoReferForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     assert isinstance(VideoReferProcessor.from_pretrained(tmp_path / "out"), VideoReferProcessor)
     assert not [name for name in loaded.state_dict() if "lora" in name or "base_layer" in name]
+    assert (loaded.generation_config.max_new_tokens, loaded.generation_config.eos_token_id) == (7, [2, 5])
     fresh = tiny_model(config)
     with torch.no_grad():
         after = loaded(**inputs).logits

@@ -15,14 +15,24 @@ from model.training.settings import TrainSettings
 
 
 @pytest.mark.parametrize(("num_steps", "warmup_share"), [(100, 0.03), (7, 0.5), (5, 0.0), (1, 1.0)])
-def test_the_rate_is_that_of_the_official_schedule(num_steps: int, warmup_share: float) -> None:
+def test_the_rate_is_that_of_the_official_schedule_but_for_a_warm_up_one_step_ahead(
+    num_steps: int, warmup_share: float
+) -> None:
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-5)
     warmup_steps = -int(-num_steps * warmup_share // 1)
     schedule = get_cosine_schedule_with_warmup(optimiser, warmup_steps, num_steps)
-    for step in range(num_steps):
-        assert cosine_rate(2e-5, step, num_steps, warmup_share) == pytest.approx(schedule.get_last_lr()[0], abs=1e-15)
+    official = []
+    for _ in range(num_steps + 1):
+        official += schedule.get_last_lr()
         optimiser.step()
         schedule.step()
+    for step in range(num_steps):
+        expected = official[step + (step < warmup_steps)]
+        assert cosine_rate(2e-5, step, num_steps, warmup_share) == pytest.approx(expected, abs=1e-15)
+
+
+def test_a_run_of_one_step_learns_at_the_full_rate() -> None:
+    assert [cosine_rate(2e-5, 0, 1, share) for share in (0.0, 0.03, 1.0)] == [2e-5] * 3
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,7 @@ def train(
     ] = None,
     num_steps: Annotated[
         int | None,
-        typer.Option(
-            "--steps", min=1, help="So many optimiser steps, in place of the profile's length."
-        ),
+        typer.Option("--steps", min=1, help="So many optimiser steps, in place of the profile's length."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -41,7 +41,6 @@ class LoaderConfig(NamedTuple):
 
     `num_workers` processes decode, each with one thread and `prefetch` micro-batches ahead; 0 decodes in the caller.
     They are started by `start_method`: the default shares nothing with the caller's threads, "fork" starts sooner.
-    `max_bad_share` is not judged here but by the training loop, over all ranks.
     """
 
     global_batch: int
@@ -51,7 +50,6 @@ class LoaderConfig(NamedTuple):
     world_size: int = 1
     num_workers: int = 0
     prefetch: int = 2
-    max_bad_share: float = 0.01
     start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
 
 

@@ -33,7 +33,7 @@ from schemas.record import Record
 
 NUM_TRAIN, NUM_HELD_OUT = 220, 185
 NEEDED_POINTS, NEEDED_ITEMS = 20.0, 200
-MAX_ITEMS = 240
+MAX_ITEMS = 210
 """Items of a topic that are asked, the first by clip: more would take longer than the hour that a proof may."""
 PROVEN: tuple[Topic, ...] = ("identity", "colour")
 HERE = Path(__file__).parent
@@ -79,21 +79,26 @@ def main() -> int:
     lake = out / "lake"
     _run("build", "--source", manifest, "--lake", lake, "--profile", HERE / "build.toml")
     _train(lake, out)
-    place = Lake(str(lake))
+    proof = _asked(out, start_s)
+    (out / "proof.json").write_text(proof.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _print(proof)
+    return 1 if _failures(proof) else 0
+
+
+def _asked(out: Path, start_s: float) -> Proof:
+    """Both models' answers on the held-out clips."""
+    place = Lake(str(out / "lake"))
     build_id = chosen_manifest(place, None).build_id
     items = held_out_items(place, build_id)
     priors = train_prior(place, build_id, items)
     for topic in TOPICS:
         prior = np.mean([share for share, item in zip(priors, items, strict=True) if item.topic == topic])
         console.print(f"{topic}: commonest train answer right in {100 * prior:.1f} %", highlight=False)
+    pairs = [(name, topic) for name, topics in ASKED.items() for topic in topics]
     with ThreadPoolExecutor(len(PLACES)) as pool:  # torch leaves Python while it works
-        rows = [row for found in pool.map(lambda name: _ask(name, out, items), PLACES) for row in found]
+        rows = tuple(pool.map(lambda pair: _ask(*pair, out, items), pairs))
     labels = tuple(_label(out / name / "model") for name in PLACES)
-    minutes = (time.monotonic() - start_s) / 60
-    proof = Proof(build_id=build_id, models=labels, minutes=minutes, rows=tuple(rows))
-    (out / "proof.json").write_text(proof.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    _print(proof)
-    return 1 if _failures(proof) else 0
+    return Proof(build_id=build_id, models=labels, minutes=(time.monotonic() - start_s) / 60, rows=rows)
 
 
 def _run(*words: str | Path) -> None:
@@ -123,36 +128,32 @@ def _log(out: Path, place: str) -> Path:
     return out / f"{place}.log"
 
 
-def _ask(name: str, out: Path, items: Sequence[Item]) -> list[Row]:
+def _ask(name: str, topic: Topic, out: Path, items: Sequence[Item]) -> Row:
     torch.set_num_threads(1)
     answerer = Answerer.load(out / name / "model", out / "source")
-    rows = []
-    for topic in ASKED[name]:
-        asked = [item for item in items if item.topic == topic][:MAX_ITEMS]
-        if not asked:
-            raise SystemExit(f"no held-out clip has {MIN_ANSWERS} objects whose answers on {topic} differ")
-        clips = [item.sample.clip_id for item in asked]
-        right: dict[Arm, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
-        for arm in ARMS:
-            right[arm] = np.array([answerer.is_right(item, arm) for item in asked], np.float64)
-            console.print(f"{name}, {topic}, {arm}: {100 * right[arm].mean():.1f} % of {len(asked)}", highlight=False)
-        blind = max(right["zeroed"], right["text only"], key=lambda values: float(values.mean()))
-        rows.append(
-            Row(
-                model=name,
-                topic=topic,
-                num_items=len(asked),
-                num_clips=len(set(clips)),
-                chance=float(np.mean([1 / len(item.options) for item in asked])),
-                right={arm: figure(values, clips) for arm, values in right.items()},
-                gain=figure(right["object tokens"] - blind, clips),
-            )
-        )
-    return rows
+    asked = [item for item in items if item.topic == topic][:MAX_ITEMS]
+    if not asked:
+        raise SystemExit(f"no held-out clip has {MIN_ANSWERS} objects whose answers on {topic} differ")
+    clips = [item.sample.clip_id for item in asked]
+    right: dict[Arm, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
+    for arm in ARMS:
+        right[arm] = np.array([answerer.is_right(item, arm) for item in asked], np.float64)
+        console.print(f"{name}, {topic}, {arm}: {100 * right[arm].mean():.1f} % of {len(asked)}", highlight=False)
+    blind = max(right["zeroed"], right["text only"], key=lambda values: float(values.mean()))
+    return Row(
+        model=name,
+        topic=topic,
+        num_items=len(asked),
+        num_clips=len(set(clips)),
+        chance=float(np.mean([1 / len(item.options) for item in asked])),
+        right={arm: figure(values, clips) for arm, values in right.items()},
+        gain=figure(right["object tokens"] - blind, clips),
+    )
 
 
 def _label(model_dir: Path) -> str:
-    return f"{model_dir.parent.name}: {(model_dir / 'README.md').read_text(encoding='utf-8').splitlines()[0]}"
+    card = (model_dir / "README.md").read_text(encoding="utf-8")
+    return f"{model_dir.parent.name}: {next(line for line in card.splitlines() if line.startswith('# '))[2:]}"
 
 
 def _failures(proof: Proof) -> list[str]:

@@ -83,7 +83,7 @@ class Answerer:
                 return self._first_wins(self._request(item.sample), item.options)
         request = self._request(item.sample)
         if arm == "permuted":  # the question on this object, with the tokens of another one of the clip
-            request = self._request(item.other)._replace(messages=request.messages)
+            request = self._request(item.others[0])._replace(messages=request.messages)
         if arm == "text only":
             text = request.messages[0].content.replace(VIDEO, "").replace(REGION, "the object").strip()
             request = Request((Message("user", text),), None, ())

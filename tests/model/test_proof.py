@@ -165,8 +165,8 @@ def test_the_first_option_is_the_sample_s_own_answer_and_options_differ(items_of
     for item in items:
         assert item.options[0] == item.sample.conversations[1].value
         assert len(set(item.options)) == len(item.options) == 3
-        assert item.other.conversations[1].value != item.options[0]
-        assert item.other.objects[0].object_id != item.sample.objects[0].object_id
+        assert item.others[0].conversations[1].value != item.options[0]
+        assert item.others[0].objects[0].object_id != item.sample.objects[0].object_id
     colour = by_object(items, "colour")["t0"]
     assert ["red" in option for option in colour.options] == [True, False, False]
     assert all("cat" in option for option in colour.options)
@@ -266,7 +266,7 @@ def test_permuted_asks_this_question_with_the_other_object_s_masks(asking: Askin
     asking.answerer.is_right(asking.item, "object tokens")
     asking.answerer.is_right(asking.item, "permuted")
     own, permuted = asking.recorder.asked
-    other = next(thing for thing in THINGS if thing.track_id == asking.item.other.objects[0].object_id)
+    other = next(thing for thing in THINGS if thing.track_id == asking.item.others[0].objects[0].object_id)
     assert permuted.request.messages == own.request.messages
     assert permuted.options == own.options
     assert masks_in(permuted.request) == [(other.left_px, 144)] * 2

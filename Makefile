@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test check format perf proof quality chaos clean
+.PHONY: install demo test check format perf proof quality chaos chaos-train clean
 
 install: .venv/installed
 
@@ -44,8 +44,11 @@ proof: install  ## that object tokens carry identity, colour and direction: trai
 	$(BIN)/python proof/run.py
 
 chaos: install  ## kills at random moments, TRIALS=50 of them; CHAOS_SEED=... repeats a run
-	$(BIN)/python -m pytest -q -m slow tests/flows/test_train_kills.py
 	TRIALS=$(or $(TRIALS),50) $(BIN)/python tests/chaos/run.py
+
+chaos-train: install  ## trainings whose rank or driver is killed: the same losses and the same bits in the end
+	$(BIN)/videorefer doctor --fetch
+	$(BIN)/python -m pytest -q -m slow tests/flows/test_train_kills.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -54,7 +54,8 @@ def scene_masks(request: Request, grid_size: tuple[int, int], paper_exact: bool)
 
 def _none(grid_size: tuple[int, int]) -> SceneMasks:
     nothing = torch.empty(0, dtype=torch.long)
-    return SceneMasks(torch.empty(0, *grid_size), nothing, torch.empty(0, 4), torch.empty(0), nothing)
+    rows, boxes, times = (torch.empty(0, *size, dtype=torch.float32) for size in (grid_size, (4,), ()))
+    return SceneMasks(rows, nothing, boxes, times, nothing)
 
 
 def _of_object(
@@ -66,7 +67,7 @@ def _of_object(
             "invisible", f"object {number} is seen on none of its {len(region.frames)} frames; at least one is needed"
         )
     kept = list(range(len(region.masks))) if paper_exact else sorted(shown, key=lambda place: region.frames[place])
-    weights, boxes = torch.zeros(len(kept), *grid_size), torch.zeros(len(kept), 4)
+    weights, boxes = (torch.zeros(len(kept), *size, dtype=torch.float32) for size in (grid_size, (4,)))
     to_grid = official_weights if paper_exact else coverage_weights
     for size_px in {mask.shape for mask in shown.values()}:
         rows = [row for row, place in enumerate(kept) if place in shown and shown[place].shape == size_px]

@@ -95,8 +95,11 @@ def _asked(out: Path, start_s: float) -> Proof:
         prior = np.mean([share for share, item in zip(priors, items, strict=True) if item.topic == topic])
         console.print(f"{topic}: commonest train answer right in {100 * prior:.1f} %", highlight=False)
     pairs = [(name, topic) for name, topics in ASKED.items() for topic in topics]
+    torch.set_num_threads(1)
+    # loaded before any thread asks: while it loads, transformers changes torch's number format for all of them
+    answerers = [Answerer.load(out / name / "model", out / "source") for name, _ in pairs]
     with ThreadPoolExecutor(len(PLACES)) as pool:  # torch leaves Python while it works
-        rows = tuple(pool.map(lambda pair: _ask(*pair, out, items), pairs))
+        rows = tuple(pool.map(lambda pair, answerer: _ask(*pair, answerer, items), pairs, answerers))
     labels = tuple(_label(out / name / "model") for name in PLACES)
     return Proof(build_id=build_id, models=labels, minutes=(time.monotonic() - start_s) / 60, rows=rows)
 
@@ -128,9 +131,7 @@ def _log(out: Path, place: str) -> Path:
     return out / f"{place}.log"
 
 
-def _ask(name: str, topic: Topic, out: Path, items: Sequence[Item]) -> Row:
-    torch.set_num_threads(1)
-    answerer = Answerer.load(out / name / "model", out / "source")
+def _ask(name: str, topic: Topic, answerer: Answerer, items: Sequence[Item]) -> Row:
     asked = [item for item in items if item.topic == topic][:MAX_ITEMS]
     if not asked:
         raise SystemExit(f"no held-out clip has {MIN_ANSWERS} objects whose answers on {topic} differ")

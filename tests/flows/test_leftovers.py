@@ -60,8 +60,12 @@ def tag_of(mark: ProcessMark) -> str:
     return f"process={mark.pid}/{mark.began}/{mark.host}"
 
 
-def start(client: SyncPrefectClient, *tags: str, lake: str = "lake", state: object = None) -> FlowRun:
-    return client.create_flow_run(as_build, parameters={"lake": lake}, tags=tags, state=state or Running())  # type: ignore[arg-type]
+def start(
+    client: SyncPrefectClient, *tags: str, lake: str = "lake", state: object = None, of: str = "source"
+) -> FlowRun:
+    """A run of a build, which has a `source`, or of a training, which has an `out`."""
+    parameters = {"lake": lake, of: "somewhere"}
+    return client.create_flow_run(as_build, parameters=parameters, tags=tags, state=state or Running())  # type: ignore[arg-type]
 
 
 def state_of(client: SyncPrefectClient, run_id: UUID) -> str:
@@ -114,6 +118,7 @@ def test_other_builds_on_a_lake_are_told(
     told = [start(client, tag_of(mark), lake=here) for mark in (alive, elsewhere)]
     others = [start(client, tag_of(gone), lake=here), start(client, process_tag(), lake=here)]
     others += [start(client, tag_of(alive), lake=f"{here}/other"), start(client, lake=here)]
+    others.append(start(client, tag_of(alive), lake=here, of="out"))
     found = other_builds(f"{here}/../{here.rsplit('/', 1)[1]}")
     assert {(other.host, other.pid) for other in found} == {(mark.host, mark.pid) for mark in (alive, elsewhere)}
     assert str(alive.pid) in " ".join(other.describe() for other in found)

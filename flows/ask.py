@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.questions import ask_many
 from flows.ask_objects import AskError, Mask, ObjectFound, ObjectGiven, check_objects, find_objects, write_overlay
-from flows.train_base import base_labels, load_base
+from flows.train_base import MODEL_TYPES, base_labels, load_base
 from flows.train_profile import FolderBase
 from flows.train_record import MODEL_FOLDER, TrainingError, read_record
 from infra.frame_folder import Image, read_picture
@@ -17,8 +17,6 @@ from infra.video import VideoError, VideoInfo, probe, read_frames, shrunk
 from schemas.record import Record
 from schemas.sample import REGION
 
-MODEL_TYPES = ("videorefer", "videorefer_qwen2")
-"""Models saved here, and official VideoRefer checkpoints."""
 _NO_RECORD = "no label: no training record lies beside it"
 
 

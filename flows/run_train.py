@@ -80,7 +80,7 @@ class Asked(Record):
 def ask_sample(record: TrainRecord, out: Path) -> Asked:
     """Put one question of the build, of a held-out video where there is one, to the model that was trained on it."""
     from model.answering import answer
-    from model.data.scene import SceneConfig, request_of
+    from model.data.scene import request_of, scene_config
     from model.data.sources import ShardSource
 
     assert record.outcome is not None
@@ -92,8 +92,8 @@ def ask_sample(record: TrainRecord, out: Path) -> Asked:
         source = ShardSource(lake, record.run.build_id, root=root)
     item = source.item(0)
     *question, expected = item.messages
-    scene = SceneConfig(num_frames=processor.num_frames, side_px=processor.side_px)
-    request = request_of(item._replace(messages=tuple(question)), root, scene, seed=0, epoch=0)
+    asked = item._replace(messages=tuple(question))
+    request = request_of(asked, root, scene_config(processor), seed=0, epoch=0)
     (said,) = answer(model.eval(), processor, (request,), max_new_tokens=32)
     text = question[-1].content.replace("<video>", "").strip()
     return Asked(

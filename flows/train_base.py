@@ -14,6 +14,8 @@ EMBEDDED_WEIGHTS = {"vision tower": "efficientnet-lite0", "language model": "smo
 _WEIGHT_FILES = (".safetensors", ".bin", ".gguf")
 _OUR_TYPE = "videorefer"
 _OFFICIAL_TYPE = "videorefer_qwen2"
+MODEL_TYPES = (_OUR_TYPE, _OFFICIAL_TYPE)
+"""What a config.json may call a whole model: one that was saved here, or the official checkpoint."""
 
 
 def base_labels(base: Base) -> tuple[BaseLabel, ...]:
@@ -44,7 +46,7 @@ def require_ours(base: Base) -> None:
     if not isinstance(base, FolderBase):
         return
     found = _config(Path(base.path))["model_type"]
-    if found not in (_OUR_TYPE, _OFFICIAL_TYPE):
+    if found not in MODEL_TYPES:
         raise ProfileError(
             f"{base.path} holds a model of type {found!r}; allowed as a whole model are {_OUR_TYPE!r}, as saved here, "
             f"and {_OFFICIAL_TYPE!r}, the official checkpoint. A vision tower and a language model make a base of "

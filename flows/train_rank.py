@@ -106,7 +106,7 @@ def _told_by_file(_metrics: StepMetrics) -> None:
 
 def _feed(task: RankTask, processor: Any, rank: int, world_size: int) -> Any:
     from model.data.loader import DataFeed, LoaderConfig
-    from model.data.scene import CachedReader, SceneConfig, read_plainly
+    from model.data.scene import CachedReader, read_plainly, scene_config
     from model.data.sources import FileSource, ShardSource, Source
 
     data, chosen = task.profile.data, task.profile.settings
@@ -119,13 +119,7 @@ def _feed(task: RankTask, processor: Any, rank: int, world_size: int) -> Any:
     return DataFeed(
         sources,
         processor,
-        SceneConfig(
-            num_frames=processor.num_frames,
-            side_px=processor.side_px,
-            single_frame_share=data.single_frame_share,
-            max_masks=data.max_masks,
-            keeps_absent=processor.paper_exact,
-        ),
+        scene_config(processor, data.single_frame_share, data.max_masks),
         LoaderConfig(
             global_batch=chosen.global_batch_size,
             micro_batch=chosen.micro_batch_size,

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import model.auto  # noqa: F401 - registers the classes
 from model.answering import option_scores
-from model.data.scene import SceneConfig, request_of
+from model.data.scene import SceneConfig, request_of, scene_config
 from model.data.sources import sample_item
 from model.inputs import MaskBatch, ObjectTokens
 from model.modeling import VideoReferForConditionalGeneration
@@ -67,14 +67,7 @@ class Answerer:
         """The model of a folder, shown each object by as many masked frames as in its training."""
         model = AutoModelForImageTextToText.from_pretrained(model_dir).eval()
         processor = AutoProcessor.from_pretrained(model_dir)
-        config = SceneConfig(
-            num_frames=processor.num_frames,
-            side_px=processor.side_px,
-            single_frame_share=0.0,
-            max_masks=MAX_MASKS,
-            keeps_absent=processor.paper_exact,
-        )
-        return cls(model, processor, root, config)
+        return cls(model, processor, root, scene_config(processor, single_frame_share=0.0, max_masks=MAX_MASKS))
 
     def is_right(self, item: Item, arm: Arm) -> bool:
         """Whether the right option is the likeliest."""

@@ -15,6 +15,7 @@ from infra.frame_folder import Image, frame_files, is_folder, read_picture
 from infra.video import FOLDER_FPS, Frames, VideoInfo, probe, read_frames, shrunk, video_sha256
 from model.data.item import BadItemError, ItemObject, Media, TrainItem
 from model.data.masks import mask_of
+from model.processing import VideoReferProcessor
 from model.request import ObjectRegion, Request, Scene
 from schemas.mask import Mask
 
@@ -38,6 +39,13 @@ class SceneConfig(NamedTuple):
     single_frame_share: float = 0.5
     max_masks: int = 32
     keeps_absent: bool = False
+
+
+def scene_config(processor: VideoReferProcessor, single_frame_share: float = 0.5, max_masks: int = 32) -> SceneConfig:
+    """How items become requests for a processor; the other arguments are the fields of that name."""
+    return SceneConfig(
+        processor.num_frames, processor.side_px, single_frame_share, max_masks, keeps_absent=processor.paper_exact
+    )
 
 
 class OpenVideo(NamedTuple):

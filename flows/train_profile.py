@@ -108,6 +108,10 @@ class DataProfile(Record):
     """Kinds of the build's samples that are used; none where a stage trains on other data alone."""
     single_frame_share: Share = 0.5
     """Share of samples whose objects are shown by one masked frame only (paper: half in stage 2.5, all in stage 2)."""
+    max_rounds: PositiveInt = 1
+    """Samples of one clip that are joined to one conversation at most: its frames are read and seen once for all of
+    them. 1 leaves each sample alone, as the official files have it.
+    """
     extra: tuple[ExtraData, ...] = ()
     max_masks: PositiveInt = 32
     """Masked frames of one object at most; of more, so many are taken evenly."""

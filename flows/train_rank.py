@@ -113,7 +113,8 @@ def _feed(task: RankTask, processor: Any, rank: int, world_size: int) -> Any:
     sources: list[tuple[Source, float]] = []
     if data.kinds:
         root = Path(task.videos_root)
-        sources.append((ShardSource(Lake(task.lake), task.build_id, root=root, kinds=data.kinds), 1.0))
+        shards = ShardSource(Lake(task.lake), task.build_id, root=root, kinds=data.kinds, max_rounds=data.max_rounds)
+        sources.append((shards, 1.0))
     sources += [(FileSource(Path(extra.path), Path(extra.root)), extra.weight) for extra in data.extra]
     cache_bytes = data.decode_cache_mib * 2**20
     return DataFeed(

@@ -16,6 +16,7 @@ from typing import Self
 _PREFIX = "vr-"
 _MARK = "ray-of-videorefer"
 """An empty file, without which a folder is nothing of ours, whatever its name."""
+_GONE = ".gone"
 _LONGEST_PARENT = 26  # a socket's whole path must stay under 104 characters, of which Ray and we take up to 77
 
 
@@ -38,8 +39,17 @@ class RayFolder:
         return cls(hidden.rename(parent / hidden.name[1:]), lock)
 
     def remove(self) -> None:
-        """Take the folder away with all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Take the folder away with all that is in it.
+
+        A process of a dead Ray may still be writing there. It does not find the folder under its new name; and what is
+        left all the same keeps the mark, for the next start to take away.
+        """
+        with contextlib.suppress(OSError):
+            gone = self.path.rename(self.path.with_suffix(_GONE))
+            for child in gone.iterdir():
+                if child.name != _MARK:
+                    shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+            shutil.rmtree(gone)
         os.close(self.lock)
 
 

@@ -118,11 +118,12 @@ def request_of(
     first, end = visible_frames(item.media, info)
     objects = _by_displayed_frame(item, path)
     _check_frames(objects, first, end)
-    masks = [
-        _chosen_masks(one, number, (info.height_px, info.width_px), config, draw) for number, one in enumerate(objects)
-    ]
+    size_px = (info.height_px, info.width_px)
+    distinct = {  # an object of several rounds is shown alike in all
+        one: _chosen_masks(one, number, size_px, config, draw) for number, one in enumerate(dict.fromkeys(objects))
+    }
     shown = [first + frame for frame in mid_segment(end - first, config.num_frames)]
-    wanted = sorted({*shown, *(frame for one in masks for frame in one)})
+    wanted = sorted({*shown, *(frame for masks in distinct.values() for frame in masks)})
     place = {frame: at for at, frame in enumerate(wanted)}
     span_s = item.media.span_s or (0.0, info.duration_s)
     scene = Scene(
@@ -134,8 +135,8 @@ def request_of(
         start_s=span_s[0],
         end_s=span_s[1],
     )
-    regions = (_region(one, place, in_time_order=not config.keeps_absent) for one in masks)
-    return Request(item.messages, scene, tuple(regions))
+    regions = {one: _region(masks, place, in_time_order=not config.keeps_absent) for one, masks in distinct.items()}
+    return Request(item.messages, scene, tuple(regions[one] for one in objects))
 
 
 def _region(masks: dict[int, Mask | None], place: dict[int, int], in_time_order: bool) -> ObjectRegion:

@@ -4,7 +4,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from infra.raw_rows import one_line
 from model.data.item import BadItemError, ItemObject, Media, RunLengths, TrainItem, messages_of
 from model.data.json_index import JsonIndex
 from model.data.official import official_item
+from model.data.rounds import conversations, joined
 from schemas.arrow import arrow_schema
 from schemas.clip import Split
 from schemas.sample import Kind, Sample
@@ -24,6 +25,8 @@ from schemas.sample import Kind, Sample
 _FILE_GROUP_ROWS = 256
 _KEPT_GROUPS = 10
 """Decoded row groups kept: those of a window of `model.data.order`, and some of the next."""
+_SAME_SCENE = ["clip_id", "visible_until_s"]
+"""Samples that agree in these see the same frames; a question on the future sees less of its clip than others."""
 
 
 class Source(Protocol):
@@ -46,9 +49,10 @@ class Source(Protocol):
 class ShardSource:
     """The samples of one split of a build, of all kinds unless told otherwise.
 
-    Opening reads the manifest and one column. Row groups are decoded when one of their rows is asked for, and a few of
-    them kept. `root` is the videos' root that the manifest names, unless given. Raises LakeError, and ValueError where
-    nothing is left to train on.
+    Up to `max_rounds` samples of one kind, clip and row group that may see the same of it are one item, see
+    `model.data.rounds`; where one of them is bad, the item is. Opening reads the manifest and a column or three. Row
+    groups are decoded when one of their rows is asked for, and a few of them kept. `root` is the videos' root that the
+    manifest names, unless given. Raises LakeError, and ValueError where nothing is left to train on.
     """
 
     def __init__(
@@ -59,33 +63,39 @@ class ShardSource:
         root: Path | None = None,
         kinds: Sequence[Kind] = KINDS,
         split: Split = "train",
+        max_rounds: int = 1,
     ) -> None:
         manifest = read_manifest(lake, build_id)
         self.name = f"build {build_id}"
         self.root = root or Path(manifest.videos_root)
         self._lake = lake
         self._paths: list[str] = []
-        places = []
+        found: list[_GroupRows] = []
         for kind in kinds:
             shards = [entry for entry in manifest.shards_of(kind) if entry.rows]
             first, ends = len(self._paths), np.cumsum([entry.rows for entry in shards])
             self._paths += [entry.path for entry in shards]
-            places += _kept_rows(lake, build_id, kind, split, first, ends.tolist())
-        self._places = np.concatenate(places) if places else np.empty((0, 3), np.int32)
-        if not len(self._places):
+            found += _kept_rows(lake, build_id, kind, split, first, ends.tolist(), max_rounds)
+        if not found:
             raise ValueError(f"{self.name} has no sample of split {split} of {', '.join(kinds)}; choose another build")
-        self.groups = tuple(len(place) for place in places)
+        self._places = np.concatenate([group.places for group in found])
+        self._ends = np.cumsum(np.concatenate([group.num_rounds for group in found]))
+        self.groups = tuple(len(group.num_rounds) for group in found)
         self._tables: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._ends)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tables": OrderedDict()}
 
     def item(self, index: int) -> TrainItem:
-        """The sample as an item. Raises BadItemError (bad_row), or LakeError where a shard cannot be read."""
-        shard, group, row = self._places[index].tolist()
+        """The samples as an item. Raises BadItemError (bad_row), or LakeError where a shard cannot be read."""
+        end = int(self._ends[index])
+        start = int(self._ends[index - 1]) if index else 0
+        return joined([self._single(*place) for place in self._places[start:end].tolist()])
+
+    def _single(self, shard: int, group: int, row: int) -> TrainItem:
         values = self._table(shard, group).slice(row, 1).to_pylist()[0]
         try:
             sample = Sample.model_validate(values)
@@ -162,17 +172,33 @@ def sample_item(sample: Sample, source: str) -> TrainItem:
     return TrainItem(sample.sample_id, source, messages, media, objects)
 
 
+class _GroupRows(NamedTuple):
+    """What a row group holds of a split: (n, 3) of shard, group in it and row in that, the rows of an item beside one
+    another, and how many each item has.
+    """
+
+    places: np.ndarray[Any, np.dtype[np.int32]]
+    num_rounds: np.ndarray[Any, np.dtype[np.int64]]
+
+
 def _kept_rows(
-    lake: Lake, build_id: str, kind: Kind, split: Split, first_shard: int, ends: Sequence[int]
-) -> list[np.ndarray[Any, np.dtype[np.int32]]]:
-    """For each row group that holds rows of the split: (n, 3) of shard, group in it, row in that."""
+    lake: Lake, build_id: str, kind: Kind, split: Split, first_shard: int, ends: Sequence[int], max_rounds: int
+) -> list[_GroupRows]:
+    """For each row group that holds rows of the split, what it holds."""
     found = []
     seen = shard = group = 0
-    for table in read_columns(lake, build_id, kind, ["split"]):
+    columns = ["split", *(_SAME_SCENE if max_rounds > 1 else ())]
+    for table in read_columns(lake, build_id, kind, columns):
         rows = np.flatnonzero(np.array(table["split"].to_pylist()) == split)
         if len(rows):
+            num_rounds = np.ones(len(rows), np.int64)
+            if max_rounds > 1:
+                scenes = table.select(_SAME_SCENE).take(rows).to_pylist()
+                taken = conversations([tuple(scene.values()) for scene in scenes], max_rounds)
+                rows = rows[np.concatenate(taken)]
+                num_rounds = np.array([len(one) for one in taken])
             places = np.column_stack([np.full_like(rows, first_shard + shard), np.full_like(rows, group), rows])
-            found.append(places.astype(np.int32))
+            found.append(_GroupRows(places.astype(np.int32), num_rounds))
         seen, group = seen + table.num_rows, group + 1
         if seen == ends[shard]:
             shard, group = shard + 1, 0

@@ -158,6 +158,22 @@ def test_folders_of_dead_owners_go_and_those_of_living_ones_stay(short_folder):
     again.remove()
 
 
+def test_a_folder_into_which_a_process_still_writes_is_gone_once_that_ended(short_folder):
+    folder = RayFolder.make()
+    session = folder.path / "session"
+    session.mkdir()
+    script = "import itertools\nfor i in itertools.count(): open(f'{i % 50}.log', 'w').close()"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=session, stderr=subprocess.DEVNULL) as writer:
+        try:
+            wait_until(lambda: (session / "49.log").exists(), within_s=15)
+            folder.remove()
+            assert not folder.path.exists()
+        finally:
+            writer.kill()
+    RayFolder.make().remove()
+    assert list(short_folder.iterdir()) == []
+
+
 def driver(*arguments: str) -> "subprocess.Popen[str]":
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, env=env, text=True)

@@ -10,7 +10,7 @@ part of the clip and asks for the rest.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from agents.wording import (
     Subject,
@@ -31,6 +31,12 @@ from schemas.clip import Clip
 from schemas.record import short_id
 from schemas.sample import REGION, QaType
 
+BasicTopic = Literal[
+    "name", "colour", "size", "start_place", "moves", "direction", "speed", "end_place", "view", "contact"
+]
+"""The single facts that a basic question may ask for."""
+BASIC_TOPICS: tuple[BasicTopic, ...] = get_args(BasicTopic)
+
 
 class QaPair(NamedTuple):
     """A question and its answer on `captions`, in the order of its regions; `topic` names the fact asked for."""
@@ -50,7 +56,7 @@ Topic = tuple[str, Phrasings, str]
 
 
 def basic(clip: Clip, caption: ObjectCaption) -> list[QaPair]:
-    """One pair for each single fact known of an object."""
+    """One pair for each single fact known of an object, a `BasicTopic`."""
     return make_pairs(clip, "basic", (caption,), _basic_topics(clip, caption, subject_of(caption)), ask_one)
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from agents.base import ChatModel
 from agents.measure import apart
-from agents.questions import QaPair, basic, choose, future, pick, reasoning
+from agents.questions import BASIC_TOPICS, BasicTopic, QaPair, basic, choose, future, pick, reasoning
 from agents.relations import group, relation
 from agents.wording import escape_tags, facts_of, facts_survive, merge, subject_of
 from schemas.caption import ObjectCaption
@@ -65,6 +65,8 @@ class RefinerConfig(Record):
     paper_short: bool = False
     """Short captions of tracks that the reviewer dropped too, as in the paper, whose short path has no reviewer."""
     basic_per_object: int = Field(default=2, ge=0)
+    basic_topics: tuple[BasicTopic, ...] = BASIC_TOPICS
+    """Facts that basic questions ask for."""
     reasoning_per_object: int = Field(default=1, ge=0)
     future_per_object: int = Field(default=1, ge=0)
     reasoning_per_pair: int = Field(default=1, ge=0)
@@ -152,7 +154,8 @@ class Refiner:
     def _pairs(self, clip: Clip, captions: Sequence[ObjectCaption], tracks: Mapping[str, Track]) -> Iterator[QaPair]:
         config = self._config
         for caption in captions:
-            yield from choose(basic(clip, caption), config.basic_per_object)
+            about = [pair for pair in basic(clip, caption) if pair.topic in config.basic_topics]
+            yield from choose(about, config.basic_per_object)
             yield from choose(reasoning(clip, caption), config.reasoning_per_object)
             if clip.start_s < caption.visible_until_s < clip.end_s:
                 yield from choose(future(clip, caption), config.future_per_object)

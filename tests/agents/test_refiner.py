@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from agents.refiner import REVISION, Refiner, RefinerConfig, mid_segment
 from schemas.caption import AppearanceFacts, CaptionSet, ColourShare, MotionFacts, ObjectCaption
@@ -208,6 +209,13 @@ def test_still_subjects_have_no_detailed_caption_but_other_still_objects_do():
     result = refine(job(("man", "subject", "singular", True, "none"), ("bench", "other", "singular", True, "none")))
     assert [sample.objects[0].noun for sample in of_kind(result, "detailed_caption")] == ["bench"]
     assert result.rejected == ()
+
+
+def test_basic_questions_ask_for_the_chosen_facts_alone():
+    asked = of_kind(refine(job(CAR), basic_per_object=9, basic_topics=("name", "direction")), "qa", "basic")
+    assert {sample.conversations[1].value for sample in asked} == {"It is a car.", "The car moves to the right."}
+    with pytest.raises(ValidationError, match="'start_place'"):
+        RefinerConfig(basic_topics=("place",))
 
 
 def test_a_future_question_shows_only_the_first_part():

@@ -120,6 +120,10 @@ class DataProfile(Record):
     decode_cache_mib: NonNegativeInt = 1024
     """Disk per node for decoded frames, which later epochs read again; with 0 each video is decoded each time."""
 
+    def drawn(self) -> str:
+        """What a training draws one after another, in the plural: what its counts count."""
+        return "samples" if self.max_rounds == 1 else f"conversations of up to {self.max_rounds} samples"
+
 
 class WorkerResources(Record):
     """The workers of Ray Train; each is one rank."""

@@ -71,9 +71,9 @@ class BadCount(Record):
 
 
 class TrainOutcome(Record):
-    """How a training ended: steps done, samples drawn (again in each epoch), bad ones and steps without an update
-    among them, the loss of the last logged step, and what it ran on. `label` stands on everything that comes of it.
-    `finished_at` is ISO 8601 text.
+    """How a training ended: steps done, samples drawn (again in each epoch; conversations where samples are joined),
+    bad ones and steps without an update among them, the loss of the last logged step, and what it ran on. `label`
+    stands on everything that comes of it. `finished_at` is ISO 8601 text.
     """
 
     label: str
@@ -105,7 +105,7 @@ class TrainRecord(Record):
         return "\n".join(
             [
                 f"trained on build {self.run.build_id} ({self.outcome.label}): "
-                f"{self.outcome.num_samples} samples drawn{bad}{loss}",
+                f"{self.outcome.num_samples} {self.run.profile.data.drawn()} drawn{bad}{loss}",
                 f"model:   {out / MODEL_FOLDER}",
                 f"curves:  tensorboard --logdir {out / 'tensorboard'}",
             ]

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import model.auto  # noqa: F401 - tells transformers our classes
 from flows.train import train
+from flows.train_card import model_card
 from flows.train_plan import plan_training
 from flows.train_record import TrainingError, TrainRecord, read_record, write_record
 from infra.ray_cluster import start_ray
@@ -53,6 +54,14 @@ def test_a_build_becomes_a_model_that_loads_and_says_what_it_is(built: Any, tiny
     assert f"Build `{record.run.build_id}`" in card
     assert "Training label: **4 steps**" in card
     assert "import model.auto" in card
+
+    told = record.run.profile
+    data = told.data.model_copy(update={"max_rounds": 3})
+    run = record.run.model_copy(update={"profile": told.model_copy(update={"data": data})})
+    in_rounds = record.model_copy(update={"run": run})
+    assert ("of 2 samples (8 drawn" in card, "8 samples drawn" in record.summary(out)) == (True, True)
+    assert "of 2 conversations of up to 3 samples (8 drawn" in model_card(in_rounds)
+    assert "8 conversations of up to 3 samples drawn" in in_rounds.summary(out)
 
     curves = EventAccumulator(str(out / "tensorboard")).Reload()
     assert [event.step for event in curves.Scalars("train/loss")] == [1, 2, 3, 4]

@@ -32,7 +32,9 @@ from model.efficientnet_lite import (
     convert_state_dict,
 )
 from model.modeling import VideoReferForConditionalGeneration
+from model.object_position import ObjectPosition, position_features
 from model.processing import VideoReferProcessor, processor_for
+from model.token_merge import Merged
 
 VISION_WEIGHT = "efficientnet-lite0"
 LANGUAGE_WEIGHT = "smollm2-135m"
@@ -109,7 +111,7 @@ def build_embedded(
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    _match_scales(model)
+    _match_scales(model, seed)
     return model.eval(), processor
 
 
@@ -150,7 +152,7 @@ def _plain_language_model(gguf: Path, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _match_scales(model: VideoReferForConditionalGeneration) -> None:
+def _match_scales(model: VideoReferForConditionalGeneration, seed: int) -> None:
     """Scale and shift the new linear layers so that their outputs start at the scale of what reads them; in place.
 
     Data-dependent initialisation (Salimans and Kingma 2016, section 3): over the cells of random pictures each unit
@@ -166,6 +168,17 @@ def _match_scales(model: VideoReferForConditionalGeneration) -> None:
     _standardise(cast("nn.Linear", first), rows, 1.0)
     _standardise(cast("nn.Linear", last), activation(first(rows)), like_words)
     _match_readout(model, features, like_words)
+    if model.object_encoder.position is not None:
+        _match_position(model.object_encoder.position, seed, like_words)
+
+
+def _match_position(position: ObjectPosition, seed: int, like_words: float) -> None:
+    """From zero, where `ObjectPosition` starts, it hardly reaches the scale of the tokens within a short run."""
+    first, activation, last = position.mlp
+    nn.init.normal_(cast("nn.Linear", last).weight, generator=torch.Generator().manual_seed(seed))
+    rows = _random_positions(num_objects=256)
+    _standardise(cast("nn.Linear", first), rows, 1.0)
+    _standardise(cast("nn.Linear", last), activation(first(rows)), like_words)
 
 
 def _match_readout(model: VideoReferForConditionalGeneration, features: Tensor, like_words: float) -> None:
@@ -195,3 +208,14 @@ def _random_frames(num_frames: int, side_px: int) -> Tensor:
         pictures += nn.functional.interpolate(noise, (side_px, side_px), mode="bilinear", align_corners=False)
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
     return ((pictures * 0.15 + 0.45).clamp(0, 1) - mean) / std
+
+
+def _random_positions(num_objects: int) -> Tensor:
+    """What `ObjectPosition` reads of things that move by chance, on eight frames each, two a token; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(num_objects, 2, 2, 2, generator=generator).sort(2).values.flatten(2)  # first and last box
+    times = torch.linspace(0, 1, 8)
+    boxes = torch.lerp(corners[:, :1], corners[:, 1:], times[:, None])
+    num_tokens = torch.full((num_objects,), 4)
+    merged = Merged(torch.empty(0), num_tokens, torch.full((4 * num_objects,), 2))
+    return position_features(boxes.flatten(0, 1), times.repeat(num_objects), merged)

@@ -62,7 +62,7 @@ class SpatialTemporalObjectEncoder(nn.Module):
         merged = merge(rows, lengths, self.num_object_tokens, ties_join=self.paper_exact)
         tokens: Tensor = self.mlp(merged.tokens.to(next(self.parameters()).dtype))
         if self.position is not None:
-            tokens = tokens + self.position(masks.boxes, masks.times, merged.group_sizes)
+            tokens = tokens + self.position(masks.boxes, masks.times, merged)
         return ObjectTokens(tokens, merged.num_tokens)
 
 

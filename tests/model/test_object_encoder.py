@@ -12,7 +12,8 @@ from torch.nn import functional
 from model.inputs import MaskBatch
 from model.mask_grid import box_xyxy, coverage_weights, official_weights
 from model.object_encoder import SpatialTemporalObjectEncoder, in_time_order, pool
-from model.object_position import NUM_OCTAVES, ObjectPosition, fourier_features
+from model.object_position import NUM_OCTAVES, ObjectPosition, fourier_features, position_features
+from model.token_merge import Merged
 
 CHANNELS, HIDDEN, NUM_TOKENS = 6, 5, 3
 GRID = (4, 3)
@@ -270,10 +271,13 @@ def test_position_tells_apart_what_features_do_not() -> None:
         assert torch.allclose(encoded.tokens[:2], encoded.tokens[2:], atol=1e-4) != object_position
 
 
+def merged_to(num_tokens: list[int], group_sizes: list[int]) -> Merged:
+    return Merged(torch.empty(0), torch.tensor(num_tokens), torch.tensor(group_sizes))
+
+
 def test_position_starts_as_no_change_and_learns_from_the_first_step() -> None:
     position = ObjectPosition(HIDDEN)
-    boxes, times, sizes = torch.rand(7, 4), torch.rand(7), torch.tensor([3, 1, 2, 1])
-    added = position(boxes, times, sizes)
+    added = position(torch.rand(7, 4), torch.rand(7), merged_to([2, 0, 2], [3, 1, 2, 1]))
     assert added.shape == (4, HIDDEN)
     assert not added.any()
     (added - 1).square().sum().backward()
@@ -282,16 +286,25 @@ def test_position_starts_as_no_change_and_learns_from_the_first_step() -> None:
     assert grad.any()
 
 
-def test_position_reads_the_ends_of_each_group() -> None:
-    position = make_encoder(False, object_position=True).position
-    assert position is not None
-    boxes, times, sizes = torch.rand(6, 4), torch.rand(6), torch.tensor([4, 2])
-    before = position(boxes, times, sizes)
-    boxes[1:3], times[1:3] = 0.5, 0.5
-    assert torch.equal(position(boxes, times, sizes), before)
-    times[3] += 0.1
-    changed = (position(boxes, times, sizes) != before).any(1)
-    assert changed.tolist() == [True, False]
+def test_position_reads_the_ends_of_each_group_and_of_each_object() -> None:
+    boxes, times = torch.rand(9, 4), torch.rand(9)
+    merged = merged_to([2, 1], [4, 2, 3])
+
+    def changed_by(row: int) -> list[bool]:
+        moved = boxes.clone()
+        moved[row] += 0.1
+        before = position_features(boxes, times, merged)
+        return (position_features(moved, times, merged) != before).any(1).tolist()
+
+    of_row = [changed_by(row) for row in range(9)]
+    ends, inside = [True, True, False], [False, False, False]
+    assert of_row[:6] == [ends, inside, inside, [True, False, False], [False, True, False], ends]
+    assert of_row[6:] == [[False, False, True], inside, [False, False, True]]
+    values = position_features(boxes, times, merged).reshape(3, -1)[:, :20]
+    seen = torch.cat([boxes, times[:, None]], 1)
+    for token, (first, last, start, end) in enumerate([(0, 3, 0, 5), (4, 5, 0, 5), (6, 8, 6, 8)]):
+        parts = (seen[first], seen[last], seen[last] - seen[first], seen[end] - seen[start])
+        assert torch.equal(values[token], torch.cat(parts))
 
 
 def test_fourier_features_keep_the_value_and_double_in_speed() -> None:

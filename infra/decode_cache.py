@@ -60,19 +60,21 @@ class DecodeCache:
     """A bounded store of decoded frames; an `agents.base.FrameSource`.
 
     Files in `cache_dir` never exceed `max_bytes`; the least recently used go first, and what was evicted is decoded
-    again. A process that wants frames of a video that another is decoding waits for it. Any process may be killed at
+    again. Without `fills_windows`, only frames that were asked for are kept of a long clip, for readers that want it few
+    times. A process that wants frames of a video that another is decoding waits for it. Any process may be killed at
     any moment. Where a disk is full or not writable, frames are served and not kept, with one warning a process.
     """
 
     _has_warned = False
 
-    def __init__(self, videos_root: Path, cache_dir: Path, max_bytes: int) -> None:
+    def __init__(self, videos_root: Path, cache_dir: Path, max_bytes: int, fills_windows: bool = True) -> None:
         if max_bytes < 0:
             raise ValueError(f"max_bytes must be 0 or more, got {max_bytes}")
         self._videos_root = videos_root
         self._folder = cache_dir / "frames"
         self._locks = cache_dir / "locks"
         self._max_bytes = max_bytes
+        self._fills_windows = fills_windows
 
     def read(self, clip: ClipFrames, frame_idx: Sequence[int], long_side_px: int) -> Frames:
         """Frames of the clip at displayed indices of its file, in that order, as `infra.video.read_frames` gives them.
@@ -120,9 +122,8 @@ class DecodeCache:
         for number, indices in windows.items():
             first = clip.start_frame + number * _WINDOW_FRAMES
             window = (first, min(first + _WINDOW_FRAMES, clip.end_frame))
-            sparse = (
-                clip.end_frame - clip.start_frame > _LONG_CLIP_FRAMES and len(indices) * _SPARSE_SHARE < _WINDOW_FRAMES
-            )
+            few = len(indices) * _SPARSE_SHARE < _WINDOW_FRAMES or not self._fills_windows
+            sparse = few and clip.end_frame - clip.start_frame > _LONG_CLIP_FRAMES
             if sparse and not self._file(clip, side_px, window).exists():
                 spans += [(index, index + 1) for index in indices]
             else:

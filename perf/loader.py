@@ -302,7 +302,7 @@ def rates(folder: Path, processor: VideoReferProcessor) -> float:
     if faster < AIMED_RATE:
         sys.stdout.write(
             f"one pass does not reach the {AIMED_RATE:g} times aimed at: samples of a clip want different frames, and "
-            "each decodes what the ones before did not\n"
+            "each decodes what the ones before did not; conversations join samples of one kind only\n"
         )
     return faster
 

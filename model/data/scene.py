@@ -96,7 +96,8 @@ class CachedReader:
             height_px=info.height_px,
             width_px=info.width_px,
         )
-        return DecodeCache(path.parent, self._cache_dir, self._max_bytes).read(span, frame_idx, long_side_px)
+        cache = DecodeCache(path.parent, self._cache_dir, self._max_bytes, fills_windows=False)
+        return cache.read(span, frame_idx, long_side_px)
 
 
 def request_of(

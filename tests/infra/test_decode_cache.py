@@ -122,6 +122,18 @@ def test_sparse_frames_of_a_long_clip_are_kept_one_by_one(make_video: MakeVideo,
     assert stored(tmp_path / "cache") == before
 
 
+def test_a_reader_that_comes_few_times_has_only_its_frames_of_a_long_clip_kept(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    path = make_video(num_frames=400)
+    asked = range(0, 32, 4)
+    cache = DecodeCache(tmp_path, tmp_path / "cache", AMPLE, fills_windows=False)
+    for _ in range(2):
+        np.testing.assert_array_equal(cache.read(clip_of(path), asked, 96), read_frames(path, asked, 96))
+    names = {name.split("-", 2)[2] for name in stored(tmp_path / "cache")}
+    assert names == {f"{index}-{index + 1}.npy" for index in asked}
+
+
 def test_torn_and_partial_files_do_no_harm(make_video: MakeVideo, tmp_path: Path) -> None:
     path = make_video(num_frames=40)
     cache, clip = DecodeCache(tmp_path, tmp_path / "cache", AMPLE), clip_of(path)

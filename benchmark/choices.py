@@ -7,7 +7,7 @@ comes from the same pool as the right ones, only the video tells them apart.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -45,17 +45,25 @@ class ChoiceSet(Record):
     skipped: tuple[str, ...]
 
 
-def choice_items(samples: Iterable[Sample], seed: int) -> ChoiceSet:
-    """Items of all `qa` samples, letters balanced; the same for the same samples and seed, in any order of samples."""
+def question_of(sample: Sample) -> str:
+    """The question as asked, without the video's tag."""
+    return sample.conversations[0].value.removeprefix("<video>").strip()
+
+
+def choice_items(samples: Iterable[Sample], seed: int, topic_of: Callable[[Sample], str] = question_of) -> ChoiceSet:
+    """Items of all `qa` samples, letters balanced; the same for the same samples and seed, in any order of samples.
+
+    Samples of one `topic_of` lend one another answers: those asked in the same words, or for the same fact.
+    """
     asked = sorted((sample for sample in samples if sample.kind == "qa"), key=lambda sample: sample.sample_id)
     rng = np.random.default_rng(seed)
     pools: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
     for sample in asked:
-        pools[_form(sample)].append(sample)
+        pools[_form(sample, topic_of(sample))].append(sample)
     letters: Counter[int] = Counter()
     items, skipped = [], []
     for sample in asked:
-        wrong = _distractors(sample, pools[_form(sample)], rng)
+        wrong = _distractors(sample, pools[_form(sample, topic_of(sample))], rng)
         if len(wrong) < NUM_OPTIONS - 1:
             skipped.append(sample.sample_id)
             continue
@@ -72,7 +80,7 @@ def _item(sample: Sample, options: Sequence[str], place: int) -> ChoiceItem:
         item_id=sample.sample_id,
         video_sha256=sample.video_sha256,
         qa_type=sample.qa_type,
-        question=_question(sample),
+        question=question_of(sample),
         options=(options[0], options[1], options[2], options[3]),
         answer=place,
         nouns=tuple(item.noun for item in sample.objects),
@@ -108,16 +116,11 @@ def _clearly_other(a: str, b: str) -> bool:
     return any(max(one, two) > CLEARLY_APART * min(one, two) + 0.1 for one, two in pairs)
 
 
-def _form(sample: Sample) -> tuple[object, ...]:
-    """What two samples must share to lend one another answers: type, question, number of objects, and style."""
+def _form(sample: Sample, topic: str) -> tuple[object, ...]:
+    """What two samples must share to lend one another answers: type, topic, number of objects, and style."""
     answer = _answer(sample)
     pronouns = tuple(sorted({word.lower() for word in _PRONOUN.findall(answer)}))
-    return (sample.qa_type, _question(sample), len(sample.objects), pronouns, "clothing included" in answer)
-
-
-def _question(sample: Sample) -> str:
-    """The question as asked, without the video's tag."""
-    return sample.conversations[0].value.removeprefix("<video>").strip()
+    return (sample.qa_type, topic, len(sample.objects), pronouns, "clothing included" in answer)
 
 
 def _answer(sample: Sample) -> str:

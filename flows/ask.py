@@ -66,7 +66,7 @@ def ask(
     is written before the model is asked. `say` is told what is fetched and found. Raises AskError for what is asked
     amiss, WeightError, and OSError where the overlay cannot be written.
     """
-    folder, label = _model_folder(model)
+    folder, label = model_folder(model)
     media = _media(video, at_s)
     text = with_regions(question, len(given))
     checked = check_objects(given, (media.frame.shape[0], media.frame.shape[1]))
@@ -108,7 +108,7 @@ def with_regions(question: str, num_objects: int) -> str:
     return f"{REGION} {question}" if num_objects == 1 else ask_many(question, num_objects)
 
 
-def _model_folder(model: Path) -> tuple[Path, str]:
+def model_folder(model: Path) -> tuple[Path, str]:
     """The folder that holds the weights, of a training's folder the one inside, and the label of its training."""
     folder = model / MODEL_FOLDER if (model / MODEL_FOLDER / "config.json").is_file() else model
     if not folder.is_dir():

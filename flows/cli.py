@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.cli_ask import ObjectsInOrder, ask
+from flows.cli_bench import bench_app
 from flows.cli_common import (
     FAILED,
     JsonOption,
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(bench_app, name="bench")
 app.command()(train)
 app.command(cls=ObjectsInOrder)(ask)
 

@@ -1,10 +1,16 @@
 """Fixtures that several packages' tests share."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -205,3 +211,107 @@ class MaskLayouts:
 def layouts() -> MaskLayouts:
     """Writes sources with masks of their own."""
     return MaskLayouts()
+
+
+@dataclass(frozen=True)
+class HttpReply:
+    """What a `ChatServer` sends; status 0 resets the connection."""
+
+    status: int = 200
+    body: str = ""
+    retry_after: str = ""
+
+
+class ChatServer:
+    """A real HTTP server on loopback that answers chat completions as its `script` says and counts them.
+
+    `received` and `answered` hold the payloads of all questions and of those whose answer was sent whole.
+    """
+
+    reply = HttpReply
+    version = "9.9.1"
+
+    def __init__(self, script: Callable[[dict[str, Any]], HttpReply]) -> None:
+        self.script = script
+        self.received: list[dict[str, Any]] = []
+        self.answered: list[dict[str, Any]] = []
+        self.headers: list[Mapping[str, str]] = []
+        self.most_at_once = self._at_once = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                told = self.path == "/version"
+                self.send(HttpReply(200 if told else 404, json.dumps({"version": outer.version}) if told else ""))
+
+            def do_POST(self) -> None:
+                payload = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with outer._lock:
+                    outer.received.append(payload)
+                    outer.headers.append(dict(self.headers))
+                    outer._at_once += 1
+                    outer.most_at_once = max(outer.most_at_once, outer._at_once)
+                try:
+                    reply = outer.script(payload)
+                finally:
+                    with outer._lock:
+                        outer._at_once -= 1
+                if reply.status:
+                    self.send(reply)
+                if reply.status == 200:
+                    with outer._lock:
+                        outer.answered.append(payload)
+                if not reply.status:
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.close_connection = True
+                    os.close(self.connection.detach())  # a close of the server's own would say goodbye first
+
+            def send(self, reply: HttpReply) -> None:
+                body = reply.body.encode()
+                self.send_response(reply.status)
+                if reply.retry_after:
+                    self.send_header("retry-after", reply.retry_after)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *parts: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 64
+
+            def handle_error(self, *parts: object) -> None:
+                pass  # clients are killed on purpose
+
+        self._http = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def said(self, text: str | None, finish_reason: str = "stop", **message: object) -> HttpReply:
+        """A chat completion with the text."""
+        choice = {"index": 0, "message": {"role": "assistant", "content": text} | message}
+        body = {
+            "model": "served-judge",
+            "system_fingerprint": "fp_1",
+            "choices": [choice | {"finish_reason": finish_reason}],
+            "usage": {"prompt_tokens": 11, "completion_tokens": 7},
+        }
+        return HttpReply(200, json.dumps(body))
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def chat_server() -> Iterator[ChatServer]:
+    """A server whose `script` the test sets; it says `hello` until then."""
+    server = ChatServer(lambda _: server.said("hello"))
+    yield server
+    server.stop()

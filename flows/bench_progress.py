@@ -1,0 +1,125 @@
+"""Live progress of a bench run: items answered or judged, with rate and time left."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from flows.progress import LINE_EVERY_S, duration
+
+Stage = Literal["predict", "judge"]
+
+
+class BenchProgress(NamedTuple):
+    """Counts of a stage; of `done` items `kept` were done before, `failed` have no prediction, or lack a score."""
+
+    stage: Stage
+    total: int
+    done: int
+    kept: int
+    failed: int
+    elapsed_s: float
+
+    @property
+    def rate_per_s(self) -> float:
+        """Items a second in this run."""
+        return (self.done - self.kept) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def left(self) -> str:
+        """The time left at that rate, `done` at the end, nothing before the first item."""
+        if self.done >= self.total:
+            return "done"
+        return f"ETA {duration((self.total - self.done) / self.rate_per_s)}" if self.rate_per_s > 0 else ""
+
+    def describe(self) -> str:
+        """The counts in one line."""
+        kept = f" ({self.kept} from before)" if self.kept else ""
+        failed = f", {'missing' if self.stage == 'predict' else 'unscored'} {self.failed}" if self.failed else ""
+        left = f", {self.left}" if self.left else ""
+        return f"{self.done} of {self.total} items{kept}{failed}, {self.rate_per_s:.2f} items/s{left}"
+
+
+class BenchSink(Protocol):
+    """Whoever shows a bench run."""
+
+    def show(self, progress: BenchProgress) -> None:
+        """Called whenever items are done."""
+
+
+class StageCount:
+    """Counts a stage and tells the sinks."""
+
+    def __init__(self, stage: Stage, total: int, kept: int, sinks: tuple[BenchSink, ...]) -> None:
+        self._progress = BenchProgress(stage, total, kept, kept, 0, 0.0)
+        self._sinks = sinks
+        self._began_s = time.monotonic()
+
+    def add(self, *, done: int = 0, failed: int = 0) -> None:
+        """So many items more, the failed ones among `done`."""
+        old = self._progress
+        self._progress = old._replace(
+            done=old.done + done, failed=old.failed + failed, elapsed_s=time.monotonic() - self._began_s
+        )
+        for sink in self._sinks:
+            sink.show(self._progress)
+
+
+class BenchTerminal:
+    """A bar for each stage on the terminal; without one, a line every few seconds and at a stage's end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._stages: dict[Stage, BenchProgress] = {}
+        self._next_line_s = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, progress: BenchProgress) -> None:
+        """Draw the counts."""
+        self._stages[progress.stage] = progress
+        if self._live:
+            self._live.update(_table(self._stages))
+        elif time.monotonic() >= self._next_line_s or progress.done >= progress.total:
+            self._next_line_s = time.monotonic() + LINE_EVERY_S
+            self._console.print(f"{progress.stage:>9}: {progress.describe()}", highlight=False, soft_wrap=True)
+
+
+def _table(stages: dict[Stage, BenchProgress]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for stage, progress in stages.items():
+        bar = ProgressBar(total=max(progress.total, 1), completed=progress.done, width=24)
+        table.add_row(stage, bar, progress.describe())
+    return table
+
+
+_sinks: list[BenchSink] = []
+"""Whoever in this process wants to see bench runs besides the run's page; Prefect's parameters must be plain values."""
+
+
+@contextmanager
+def watched_by(sink: BenchSink) -> Iterator[None]:
+    """Show the bench runs of this process to `sink` too, meanwhile."""
+    _sinks.append(sink)
+    try:
+        yield
+    finally:
+        _sinks.remove(sink)
+
+
+def watchers() -> tuple[BenchSink, ...]:
+    """The sinks of `watched_by`."""
+    return tuple(_sinks)

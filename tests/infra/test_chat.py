@@ -1,0 +1,269 @@
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from infra.chat import (
+    ChatClient,
+    ChatLostError,
+    ChatRefusedError,
+    ChatSettings,
+    ChatTooLongError,
+    Completion,
+    Message,
+    _retry_after_s,
+)
+
+QUESTION = (Message(role="user", content="how are you? \N{DOG} {}"),)
+
+
+def settings_for(server: Any, **changes: Any) -> ChatSettings:
+    quick = {"first_wait_s": 0.01, "max_wait_s": 0.05, "timeout_s": 5.0, "max_attempts": 5}
+    return ChatSettings(base_url=server.url, model="asked-judge", **(quick | changes))
+
+
+def ask(settings: ChatSettings, times: int = 1) -> list[Completion]:
+    async def run() -> list[Completion]:
+        async with ChatClient(settings) as client:
+            return await asyncio.gather(*(client.complete(QUESTION) for _ in range(times)))
+
+    return asyncio.run(run())
+
+
+def test_a_completion_says_what_the_server_told(chat_server: Any) -> None:
+    (completion,) = ask(settings_for(chat_server))
+    assert completion == Completion(
+        text="hello",
+        finish_reason="stop",
+        prompt_tokens=11,
+        completion_tokens=7,
+        refusal="",
+        model="served-judge",
+        system_fingerprint="fp_1",
+        server_version="9.9.1",
+    )
+
+
+def test_what_is_sent_is_the_payload_at_temperature_0_with_a_strict_schema(chat_server: Any) -> None:
+    schema = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
+
+    async def run() -> dict[str, Any]:
+        async with ChatClient(settings_for(chat_server, max_tokens=77)) as client:
+            await client.complete(QUESTION, schema)
+            return client.payload(QUESTION, schema)
+
+    payload = asyncio.run(run())
+    assert chat_server.received == [payload]
+    assert payload == {
+        "model": "asked-judge",
+        "messages": [{"role": "user", "content": QUESTION[0].content}],
+        "temperature": 0.0,
+        "max_tokens": 77,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "strict": True, "schema": schema},
+        },
+    }
+
+
+def test_a_key_goes_out_only_where_its_variable_is_named(chat_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
+    monkeypatch.setenv("JUDGE_KEY", "sk-judge")
+    ask(settings_for(chat_server))
+    ask(settings_for(chat_server, api_key_env="JUDGE_KEY"))
+    first, second = ({name.lower(): value for name, value in sent.items()} for sent in chat_server.headers)
+    assert "authorization" not in first
+    assert second["authorization"] == "Bearer sk-judge"
+
+
+@pytest.mark.parametrize("key", [None, "", "sk-\N{DOG}", "a\nb"])
+def test_a_key_that_cannot_be_sent_is_told_before_anything_is_asked(
+    chat_server: Any, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(ChatRefusedError, match="environment variable JUDGE_KEY"):
+        ask(settings_for(chat_server, api_key_env="JUDGE_KEY"))
+    assert chat_server.received == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000/v1", "ftp://a/v1", "http:///v1", "http://me:secret@host/v1", ""])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="address"):
+        ChatSettings(base_url=address, model="m")
+
+
+def test_a_proxy_of_the_environment_is_not_asked_about_this_machine(
+    chat_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert ask(settings_for(chat_server))[0].text == "hello"
+
+
+FAILURES: dict[str, Callable[[Any], Any]] = {
+    "429": lambda server: server.reply(429, '{"error": {"message": "slow down"}}', "0"),
+    "500": lambda server: server.reply(500, "oops"),
+    "503": lambda server: server.reply(503),
+    "408": lambda server: server.reply(408),
+    "reset": lambda server: server.reply(0),
+    "a page": lambda server: server.reply(200, "<html>welcome to the proxy</html>"),
+    "an error with status 200": lambda server: server.reply(200, '{"error": {"message": "upstream died"}}'),
+    "no choices": lambda server: server.reply(200, '{"choices": []}'),
+    "a list": lambda server: server.reply(200, "[]"),
+    "odd choices": lambda server: server.reply(200, '{"choices": [{"message": "text"}]}'),
+    "deep": lambda server: server.reply(200, "[" * 200_000),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_what_passes_by_itself_is_tried_again(chat_server: Any, kind: str) -> None:
+    def script(_: object) -> Any:
+        if len(chat_server.received) < 4:
+            return FAILURES[kind](chat_server)
+        return chat_server.said("at last")
+
+    chat_server.script = script
+    assert ask(settings_for(chat_server))[0].text == "at last"
+    assert len(chat_server.received) == 4
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_attempts_are_bounded_and_the_last_failure_is_told(chat_server: Any, kind: str) -> None:
+    chat_server.script = lambda _: FAILURES[kind](chat_server)
+    with pytest.raises(ChatLostError, match=r"gave no answer in 3 attempts; the last: .+") as caught:
+        ask(settings_for(chat_server, max_attempts=3))
+    assert len(chat_server.received) == 3
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert ("ReadError" in str(caught.value)) == (kind == "reset")
+
+
+def test_an_answer_that_does_not_come_in_time_is_tried_again(chat_server: Any) -> None:
+    def script(_: object) -> Any:
+        if len(chat_server.received) == 1:
+            time.sleep(1.0)
+        return chat_server.said("hello")
+
+    chat_server.script = script
+    assert ask(settings_for(chat_server, timeout_s=0.3))[0].text == "hello"
+    assert len(chat_server.received) == 2
+
+
+def test_a_server_that_is_not_there_is_told(chat_server: Any) -> None:
+    settings = settings_for(chat_server, max_attempts=2)
+    chat_server.stop()
+    with pytest.raises(ChatLostError, match="ConnectError"):
+        ask(settings)
+
+
+def test_through_a_storm_of_429_and_resets_every_question_is_answered_within_the_window(chat_server: Any) -> None:
+    counts = iter(range(10_000))
+
+    def script(_: object) -> Any:
+        count = next(counts)
+        time.sleep(0.002)
+        if count < 60 or count % 3 == 0:
+            return chat_server.reply(429, "", "0.01") if count % 2 else chat_server.reply(0)
+        return chat_server.said("hello")
+
+    chat_server.script = script
+    completions = ask(settings_for(chat_server, concurrency=6, max_attempts=40), times=50)
+    assert len(completions) == len(chat_server.answered) == 50
+    assert len(chat_server.received) >= 110
+    assert 2 <= chat_server.most_at_once <= 6
+
+
+REFUSALS = {
+    400: '{"error": {"message": "response_format is not known"}}',
+    401: '{"error": {"message": "wrong\\nkey", "code": "invalid_api_key"}}',
+    403: "",
+    404: '{"detail": "Not Found"}',
+    422: '{"detail": [{"loc": ["body"], "msg": "field required"}]}',
+    301: "",
+}
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_is_told_at_once_in_one_line(chat_server: Any, status: int) -> None:
+    chat_server.script = lambda _: chat_server.reply(status, REFUSALS[status])
+    with pytest.raises(ChatRefusedError, match=f"refuses model 'asked-judge': HTTP {status}") as caught:
+        ask(settings_for(chat_server))
+    assert len(chat_server.received) == 1
+    assert "\n" not in str(caught.value)
+    assert ("/v1" in str(caught.value).partition("HTTP")[2]) == (status == 404)
+
+
+def test_a_spent_credit_is_no_storm_to_wait_out(chat_server: Any) -> None:
+    body = json.dumps({"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})
+    chat_server.script = lambda _: chat_server.reply(429, body)
+    with pytest.raises(ChatRefusedError, match="exceeded your quota"):
+        ask(settings_for(chat_server))
+    assert len(chat_server.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, '{"error": {"message": "too big", "code": "context_length_exceeded"}}'),
+        (400, '{"object": "error", "message": "This model\'s maximum context length is 512 tokens.", "code": 400}'),
+        (400, '{"error": {"message": "no room", "type": "exceed_context_size_error"}}'),
+        (413, "payload"),
+    ],
+)
+def test_a_question_too_long_for_the_server_is_told_apart(chat_server: Any, status: int, body: str) -> None:
+    chat_server.script = lambda _: chat_server.reply(status, body)
+    with pytest.raises(ChatTooLongError):
+        ask(settings_for(chat_server))
+    assert len(chat_server.received) == 1
+
+
+def test_a_reply_in_parts_a_refusal_and_a_cut_are_read(chat_server: Any) -> None:
+    replies = iter(
+        [
+            chat_server.said([{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]),
+            chat_server.said(None, refusal="I would rather not"),
+            chat_server.said("cut of", "length"),
+            chat_server.reply(200, '{"choices": [{"message": {"content": "bare"}}]}'),
+        ]
+    )
+    chat_server.script = lambda _: next(replies)
+    parts, refused, cut, bare = (ask(settings_for(chat_server))[0] for _ in range(4))
+    assert parts.text == "two parts"
+    assert (refused.text, refused.refusal) == ("", "I would rather not")
+    assert (cut.text, cut.finish_reason) == ("cut of", "length")
+    assert (bare.text, bare.model, bare.prompt_tokens) == ("bare", "", None)
+
+
+def test_the_wait_grows_has_jitter_and_holds_to_what_the_server_asks(chat_server: Any) -> None:
+    client = ChatClient(settings_for(chat_server, first_wait_s=1.0, max_wait_s=10.0))
+    for attempt, most_s in [(1, 1.0), (2, 2.0), (4, 8.0), (9, 10.0), (5000, 10.0)]:
+        waits = [client._wait_s(attempt, 0.0) for _ in range(200)]
+        assert 0 <= min(waits) < 0.1 * most_s < 0.9 * most_s < max(waits) <= most_s
+    assert 3.0 <= client._wait_s(1, 3.0) <= 4.0
+    assert 10.0 <= client._wait_s(1, 3600.0) <= 11.0
+
+
+@pytest.mark.parametrize(
+    ("told", "wait_s"),
+    [("3", 3.0), ("0.5", 0.5), ("-4", 0.0), ("", 0.0), ("soon", 0.0), ("nan", 0.0), ("inf", 0.0)],
+)
+def test_a_retry_after_in_seconds_is_read(told: str, wait_s: float) -> None:
+    assert _retry_after_s(answered_with(told)) == wait_s
+
+
+def test_a_retry_after_as_a_date_is_read() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 25 < _retry_after_s(answered_with(soon)) <= 30
+    assert _retry_after_s(answered_with("Wed, 21 Oct 2015 07:28:00 GMT")) == 0
+
+
+def answered_with(retry_after: str) -> Any:
+    return httpx.Response(429, headers={"retry-after": retry_after})

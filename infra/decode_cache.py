@@ -60,8 +60,8 @@ class DecodeCache:
     """A bounded store of decoded frames; an `agents.base.FrameSource`.
 
     Files in `cache_dir` never exceed `max_bytes`; the least recently used go first, and what was evicted is decoded
-    again. Without `fills_windows`, only frames that were asked for are kept of a long clip, for readers that want it few
-    times. A process that wants frames of a video that another is decoding waits for it. Any process may be killed at
+    again. Without `fills_windows`, only frames that were asked for are kept of a long clip, for readers that want few
+    of it. A process that wants frames of a video that another is decoding waits for it. Any process may be killed at
     any moment. Where a disk is full or not writable, frames are served and not kept, with one warning a process.
     """
 

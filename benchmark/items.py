@@ -4,9 +4,9 @@ Masks and frames stay in the raw rows, which an item names by its `row`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -68,6 +68,9 @@ class DescriptionItem(Record):
         return self.caption
 
 
+ItemT = TypeVar("ItemT", QuestionItem, DescriptionItem)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON array, or of a file with one JSON object a line; raises BenchFileError."""
     try:
@@ -92,41 +95,33 @@ def question_items(path: Path) -> tuple[QuestionItem, ...]:
 
     Rows without `id` have their place as their id.
     """
-    items = []
-    for row, values in enumerate(_rows_of_items(path)):
-        try:
-            item = QuestionItem(
-                item_id=id_text(values.get("id", row)),
-                video=_text(values, "video"),
-                question=_text(values, "Question"),
-                qtype=_text(values, "type"),
-                options=_texts(values, "options"),
-                answer=_text(values, "Answer"),
-                row=row,
-            )
-        except ValueError as error:
-            raise BenchFileError(f"{place(path, row)}: {_told(error)}") from error
-        items.append(item)
-    _refuse_same_ids(path, items)
-    return tuple(items)
+
+    def item(values: Mapping[str, Any], row: int) -> QuestionItem:
+        return QuestionItem(
+            item_id=id_text(values.get("id", row)),
+            video=_text(values, "video"),
+            question=_text(values, "Question"),
+            qtype=_text(values, "type"),
+            options=_texts(values, "options"),
+            answer=_text(values, "Answer"),
+            row=row,
+        )
+
+    return _items(path, item)
 
 
 def description_items(path: Path) -> tuple[DescriptionItem, ...]:
     """The items of a Bench-D file; otherwise as `question_items`."""
-    items = []
-    for row, values in enumerate(_rows_of_items(path)):
-        try:
-            item = DescriptionItem(
-                item_id=id_text(values.get("id", row)),
-                video=_text(values, "video"),
-                caption=_text(values, "caption"),
-                row=row,
-            )
-        except ValueError as error:
-            raise BenchFileError(f"{place(path, row)}: {_told(error)}") from error
-        items.append(item)
-    _refuse_same_ids(path, items)
-    return tuple(items)
+
+    def item(values: Mapping[str, Any], row: int) -> DescriptionItem:
+        return DescriptionItem(
+            item_id=id_text(values.get("id", row)),
+            video=_text(values, "video"),
+            caption=_text(values, "caption"),
+            row=row,
+        )
+
+    return _items(path, item)
 
 
 def place(path: Path, row: int) -> str:
@@ -141,6 +136,18 @@ def id_text(value: object) -> str:
     return str(value)
 
 
+def _items(path: Path, item_of: Callable[[Mapping[str, Any], int], ItemT]) -> tuple[ItemT, ...]:
+    """An item of each row; BenchFileError names the first row that is none."""
+    items: list[ItemT] = []
+    for row, values in enumerate(_rows_of_items(path)):
+        try:
+            items.append(item_of(values, row))
+        except ValueError as error:
+            raise BenchFileError(f"{place(path, row)}: {_told(error)}") from error
+    _refuse_same_ids(path, items)
+    return tuple(items)
+
+
 def _rows_of_items(path: Path) -> list[dict[str, Any]]:
     rows = read_rows(path)
     if not rows:
@@ -148,7 +155,7 @@ def _rows_of_items(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _refuse_same_ids(path: Path, items: Sequence[QuestionItem] | Sequence[DescriptionItem]) -> None:
+def _refuse_same_ids(path: Path, items: Sequence[ItemT]) -> None:
     first: dict[str, int] = {}
     for item in items:
         if item.item_id in first:

@@ -26,7 +26,7 @@ from prefect.utilities.annotations import quote
 from flows.artifacts import decoration
 from flows.bench_answers import Answered
 from flows.bench_plan import Bench, plan_bench
-from flows.bench_progress import BenchProgress, watchers
+from flows.bench_progress import WATCHERS, BenchProgress
 from flows.bench_record import BenchAsked, BenchResult, headline
 from flows.bench_work import alone, predict, score
 from flows.run_watch import CancelledOnPageError, watched_run
@@ -77,7 +77,7 @@ def _artifacts() -> Iterator[BenchArtifacts]:
 def predict_task(asked: BenchAsked, bench: Bench, out: Path) -> Answered:
     """Ask the model for what the folder has no answer to, or read the file of predictions."""
     with _artifacts() as page:
-        answered = predict(asked, bench, out, (page, *watchers()))
+        answered = predict(asked, bench, out, (page, *WATCHERS.sinks()))
     log = get_run_logger()
     log.info("%d predictions, %d asked for now", len(answered.predictions), answered.asked)
     for item in answered.missing:
@@ -89,7 +89,7 @@ def predict_task(asked: BenchAsked, bench: Bench, out: Path) -> Answered:
 def score_task(asked: BenchAsked, bench: Bench, answered: Answered, out: Path) -> BenchResult:
     """Score all items, with a judge where one is named, and put the report on the run's page."""
     with _artifacts() as page:
-        result = score(asked, bench, answered, out, (page, *watchers()))
+        result = score(asked, bench, answered, out, (page, *WATCHERS.sinks()))
     report = Path(result.report).read_text(encoding="utf-8")
     with decoration():
         create_markdown_artifact(report, key="bench-report", description=headline(result.score))

@@ -1,8 +1,6 @@
 """Live progress of a bench run: items answered or judged, with rate and time left."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, NamedTuple, Protocol, Self
 
 from rich.console import Console
@@ -11,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from flows.progress import LINE_EVERY_S, duration
+from flows.watchers import Watchers
 
 Stage = Literal["predict", "judge"]
 
@@ -106,20 +105,5 @@ def _table(stages: dict[Stage, BenchProgress]) -> Table:
     return table
 
 
-_sinks: list[BenchSink] = []
-"""Whoever in this process wants to see bench runs besides the run's page; Prefect's parameters must be plain values."""
-
-
-@contextmanager
-def watched_by(sink: BenchSink) -> Iterator[None]:
-    """Show the bench runs of this process to `sink` too, meanwhile."""
-    _sinks.append(sink)
-    try:
-        yield
-    finally:
-        _sinks.remove(sink)
-
-
-def watchers() -> tuple[BenchSink, ...]:
-    """The sinks of `watched_by`."""
-    return tuple(_sinks)
+WATCHERS: Watchers[BenchSink] = Watchers()
+"""Of bench runs."""

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from benchmark.predictions import read_predictions, write_predictions
 from flows.bench_answers import Answered, AnswerLog, answer_items
 from flows.bench_plan import Bench
@@ -26,23 +24,17 @@ from flows.bench_record import (
 )
 from flows.bench_report import bench_report
 from flows.bench_score import score_predictions
+from flows.out_folder import alone_in
 
 
 @contextmanager
 def alone(asked: BenchAsked, bench: Bench) -> Iterator[Path]:
     """The run's folder, held by this process alone and against what ran there; raises BenchError."""
     out = Path(asked.out)
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BenchError(f"another bench run is at work in {out}; wait for it, or choose another --out") from None
-    try:
+    taken = BenchError(f"another bench run is at work in {out}; wait for it, or choose another --out")
+    with alone_in(out, taken):
         require_same(out, bench.run)
         yield out
-    finally:
-        lock.release()
 
 
 def predict(asked: BenchAsked, bench: Bench, out: Path, sinks: tuple[BenchSink, ...]) -> Answered:

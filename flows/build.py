@@ -7,8 +7,7 @@ hold the engines. The lake is the only cache: a step whose clips are all there r
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -35,6 +34,7 @@ from flows.publish import publish_build
 from flows.result import BuildResult
 from flows.run_watch import CancelledOnPageError, watched_run
 from flows.step import BuildRun, run_step
+from flows.watchers import Watchers
 from flows.wiring import Site, agent_labels, annotator_needs
 from infra.builds import BuildCommand
 from infra.lake import Lake
@@ -44,18 +44,8 @@ from schemas.clip import Clip
 END_S = 60.0
 """How long to wait, once the pools are closed, until every task run has said how it ended."""
 
-_sinks: list[ProgressSink] = []
-"""Whoever in this process wants to see progress besides the run's page; Prefect's parameters must be plain values."""
-
-
-@contextmanager
-def watched_by(sink: ProgressSink) -> Iterator[None]:
-    """Show the progress of builds in this process to `sink` too, meanwhile."""
-    _sinks.append(sink)
-    try:
-        yield
-    finally:
-        _sinks.remove(sink)
+WATCHERS: Watchers[ProgressSink] = Watchers()
+"""Of builds."""
 
 
 @task(name="plan", task_run_name="plan", cache_policy=NO_CACHE)
@@ -152,7 +142,7 @@ def _build(
     store = Lake(lake)
     plan = plan_task(source, root, _whole(store), _whole(resolved), limit)
     site = Site(videos_root=str(plan.videos_root.resolve()), frames_dir=str(settings().cache_dir / "frames"))
-    progress = BuildProgress(len(plan.clips), (ArtifactProgress(), *_sinks))
+    progress = BuildProgress(len(plan.clips), (ArtifactProgress(), *WATCHERS.sinks()))
     steps: list[PrefectFuture[Any]] = []
     try:
         with Pools(resolved, site, ray_address) as pools:

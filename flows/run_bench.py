@@ -17,9 +17,9 @@ def run_bench(asked: BenchAsked, as_json: bool) -> BenchResult:
     try:
         with flow_on_page(console):
             from flows.bench import bench
-            from flows.bench_progress import BenchTerminal, watched_by
+            from flows.bench_progress import WATCHERS, BenchTerminal
 
-            with BenchTerminal(console) as terminal, watched_by(terminal):
+            with BenchTerminal(console) as terminal, WATCHERS.watched_by(terminal):
                 result = bench(asked)
     except KeyboardInterrupt:  # Ctrl-C, or SIGTERM by way of `flows.names`
         fail("stopped; the same command asks only what has no answer yet", INTERRUPTED)

@@ -26,13 +26,13 @@ def run_build(
         console.print(f"columns that nobody reads: {', '.join(ignored)}", highlight=False, markup=False)
     asked = command_of(source, root, profile, limit, ray)
     with flow_on_page(console):
-        from flows.build import build, watched_by
+        from flows.build import WATCHERS, build
         from flows.leftovers import other_builds
 
         for other in other_builds(lake):
             console.print(other.describe(), highlight=False, soft_wrap=True)
         lake = lake if "://" in lake else str(Path(lake).absolute())  # as others see it on the run's page
-        with TerminalProgress(console) as terminal, watched_by(terminal):
+        with TerminalProgress(console) as terminal, WATCHERS.watched_by(terminal):
             result = build(asked.source, lake, asked.root, asked.profile, asked.limit, asked.ray)
     assert isinstance(result, BuildResult)
     return result

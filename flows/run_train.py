@@ -39,9 +39,9 @@ def run_train(
         try:
             with flow_on_page(console):
                 from flows.train import train
-                from flows.train_progress import TrainTerminal, watched_by
+                from flows.train_progress import WATCHERS, TrainTerminal
 
-                with TrainTerminal(console) as terminal, watched_by(terminal):
+                with TrainTerminal(console) as terminal, WATCHERS.watched_by(terminal):
                     result = train(*asked, ray)
         except KeyboardInterrupt:  # Ctrl-C, or SIGTERM by way of `flows.names`
             fail(f"stopped; the same command goes on from step {_last_step(out)}", INTERRUPTED)

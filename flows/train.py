@@ -6,13 +6,11 @@ Prefect is the control plane, Ray Train starts and watches the ranks, and `model
 folder OUT is the only memory: its checkpoints say where to go on, its record what may go on.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -23,12 +21,13 @@ from prefect.states import Cancelled
 from prefect.utilities.annotations import quote
 
 from flows.artifacts import decoration
+from flows.out_folder import alone_in
 from flows.run_watch import CancelledOnPageError, watched_run
 from flows.train_artifacts import TrainArtifacts, loss_image, steps_table
 from flows.train_board import TensorBoardSink
 from flows.train_card import model_card
 from flows.train_plan import plan_training, training_outcome
-from flows.train_progress import MetricsFollower, watchers
+from flows.train_progress import WATCHERS, MetricsFollower
 from flows.train_rank import RankTask, train_rank
 from flows.train_record import MODEL_FOLDER, TrainingError, TrainRecord, write_record
 from flows.train_workers import run_ranks
@@ -74,7 +73,7 @@ def fit_task(record: TrainRecord, out: Path, ray_address: str | None) -> list[St
         profile=profile,
     )
     with TensorBoardSink(out / BOARD_FOLDER) as board:
-        follower = MetricsFollower(out / METRICS_FILE, (board, TrainArtifacts(), *watchers()))
+        follower = MetricsFollower(out / METRICS_FILE, (board, TrainArtifacts(), *WATCHERS.sinks()))
         config = rank_task.model_dump(mode="json")
         run_ranks(
             train_rank, config, profile.workers, out, ray_address, look=follower.look, log=get_run_logger().warning
@@ -133,7 +132,7 @@ def train(
     """
     try:
         # the run's tags are not for its task runs: Prefect would ask the server about limits of each tag
-        with watched_run(UUID(str(flow_run.id))), TagsContext(current_tags=set()), _alone(Path(out)):
+        with watched_run(UUID(str(flow_run.id))), TagsContext(current_tags=set()), alone_in(Path(out), _taken(out)):
             folder = Path(out).absolute()
             record: TrainRecord = resolve_task(lake, folder, build_id, videos, profile, init, num_steps)
             if record.outcome is not None:
@@ -145,19 +144,9 @@ def train(
         return Cancelled(message=str(said))
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Two trainings in one folder would write each other's checkpoints; a process that dies lets go of it."""
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise TrainingError(f"another training is at work in {out}; wait for it, or choose another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _taken(out: str) -> TrainingError:
+    """Two trainings in one folder would write each other's checkpoints."""
+    return TrainingError(f"another training is at work in {Path(out)}; wait for it, or choose another --out")
 
 
 def _whole(value: Any) -> Any:

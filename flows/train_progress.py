@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -12,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from flows.progress import LINE_EVERY_S, duration
+from flows.watchers import Watchers
 from model.training.metrics import StepMetrics
 
 
@@ -136,20 +136,5 @@ def _panel(row: StepMetrics) -> Group:
     return Group(bar, table)
 
 
-_sinks: list[TrainSink] = []
-"""Whoever in this process wants to see trainings besides the run's page; Prefect's parameters must be plain values."""
-
-
-@contextmanager
-def watched_by(sink: TrainSink) -> Iterator[None]:
-    """Show the trainings of this process to `sink` too, meanwhile."""
-    _sinks.append(sink)
-    try:
-        yield
-    finally:
-        _sinks.remove(sink)
-
-
-def watchers() -> tuple[TrainSink, ...]:
-    """The sinks of `watched_by`."""
-    return tuple(_sinks)
+WATCHERS: Watchers[TrainSink] = Watchers()
+"""Of trainings."""

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test check format perf proof quality chaos chaos-train clean
+.PHONY: install demo test check format perf proof proof-bench quality chaos chaos-train clean
 
 install: .venv/installed
 
@@ -43,6 +43,10 @@ proof: install  ## that object tokens carry identity, colour and direction: trai
 	$(BIN)/python -m pytest -q -m slow -s tests/model/test_overfit.py
 	$(BIN)/python proof/run.py
 
+proof-bench: install  ## trained, untrained and blind on machine-made items: trains a small model into proof-bench-out/
+	$(BIN)/videorefer doctor --fetch
+	$(BIN)/python proof/bench.py
+
 chaos: install  ## kills at random moments, TRIALS=50 of them; CHAOS_SEED=... repeats a run
 	TRIALS=$(or $(TRIALS),50) $(BIN)/python tests/chaos/run.py
 
@@ -55,4 +59,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo proof-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo proof-out proof-bench-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError, model_validator
 from benchmark.judging import JudgeRun
 from schemas.record import Record
 
-Mode = Literal["single", "multi", "unstated"]
-"""The mask of one frame, those of all annotated frames, or not told by the source."""
+Mode = Literal["single", "multi", "blind", "unstated"]
+"""The mask of one frame, those of all annotated frames, neither masks nor video, or not told by the source."""
 Scorer = Literal["letters", "likelihood"]
 """How options are chosen: by the official rule from an answer's text, or by the likelihood of each option."""
 UNKNOWN = "unknown"
@@ -238,7 +238,13 @@ def _item_reasons(ours: Setting, official: bool, seen: str) -> list[str]:
 
 
 def _mode_reasons(theirs: Mode, ours: Mode) -> list[str]:
-    return [] if theirs == ours != "unstated" else [f"mode {theirs}, ours {ours}"]
+    if theirs == ours == "unstated":
+        return ["neither says its mode"]
+    if theirs == "unstated":
+        return [f"its mode is not stated, ours is {ours}"]
+    if ours == "unstated":
+        return [f"mode {theirs}, ours is not stated"]
+    return [] if theirs == ours else [f"mode {theirs}, ours {ours}"]
 
 
 def _judge_reasons(fields: Sequence[str]) -> list[str]:

@@ -1,38 +1,68 @@
 """The page of a bench run: what ran, what is missing, and the tables."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from benchmark.description_score import DescriptionScore
 from benchmark.heuristic import HeuristicScore
+from benchmark.judging import JudgeRun
 from benchmark.published import Scorer, published
 from benchmark.question_score import QuestionScore
 from benchmark.report import description_section, heuristic_section, question_section
 from flows.bench_record import BenchResult, BenchRun, MissingItem
-from flows.bench_score import judge_remarks
 
 MAX_MISSING_SHOWN = 20
+MIN_JUDGE_PARAMETERS = 7e9
+_PUBLISHED_JUDGE = "gpt-4o"
+"""How the names of the judges of all published figures begin; they tell no size."""
+_UNITS = {"m": 1e6, "b": 1e9}
+_SIZE = re.compile(r"(?<![a-z0-9.])(?:\d+x)?(\d+(?:\.\d+)?)([mb])(?![a-z0-9])")
 
 
 def bench_report(result: BenchResult) -> str:
     """The whole page in Markdown."""
     run = result.run
-    parts = [f"# Bench-{run.bench.upper()}: {run.model_name}", _facts(result), _section(result)]
+    parts = [f"# Bench-{run.bench.upper()}: {run.model_name}", _facts(result), section({run.model_name: result})]
     if result.missing:
         parts.append(_missing(result.missing_by_reason, result.missing))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def _section(result: BenchResult) -> str:
-    name, run = result.run.model_name, result.run
-    match result.score:
-        case QuestionScore() as questions:
-            scorer: Scorer = "likelihood" if run.scored_by == "likelihood" else "letters"
-            return question_section({name: questions}, run.setting, scorer, published())
-        case DescriptionScore() as descriptions:
-            remarks = judge_remarks(descriptions.judge.model_asked)
-            return description_section({name: descriptions}, run.setting, published(), remarks)
-        case HeuristicScore() as heuristic:
-            return heuristic_section({name: heuristic})
+def section(results: Mapping[str, BenchResult]) -> str:
+    """The tables of one result, or of several that are scored alike on the same items, each under its name."""
+    run = next(iter(results.values())).run
+    modes = {result.run.mode for result in results.values()}
+    setting = run.setting if len(modes) == 1 else run.setting.model_copy(update={"mode": "unstated"})
+    scores = {name: result.score for name, result in results.items()}
+    if questions := {name: score for name, score in scores.items() if isinstance(score, QuestionScore)}:
+        scorer: Scorer = "likelihood" if run.scored_by == "likelihood" else "letters"
+        return question_section(questions, setting, scorer, published())
+    if judged := {name: score for name, score in scores.items() if isinstance(score, DescriptionScore)}:
+        judges = dict.fromkeys(score.judge for score in judged.values())
+        remarks = [remark for judge in judges if (remark := judge_remark(judge))]
+        return description_section(judged, setting, published(), remarks)
+    return heuristic_section({name: score for name, score in scores.items() if isinstance(score, HeuristicScore)})
+
+
+def judge_remark(judge: JudgeRun) -> str:
+    """What is to be said before a judge's figures, by the names it was asked under and answers to; empty for nothing.
+
+    The smallest size that a name tells counts.
+    """
+    names = [name.lower() for name in (judge.model_asked, *judge.models_answered)]
+    told = [size for name in names for size in _SIZE.findall(name)]
+    num_parameters, size = min(((float(n) * _UNITS[unit], n + unit.upper()) for n, unit in told), default=(None, ""))
+    if num_parameters is None and not all(name.startswith(_PUBLISHED_JUDGE) for name in names):
+        return (
+            f"**Whether judge {judge.model_asked} can mark descriptions is not known here**: its name tells no size. "
+            "The scores of a small model mean nothing; mark some items by hand before you trust these."
+        )
+    if num_parameters is None or num_parameters >= MIN_JUDGE_PARAMETERS:
+        return ""
+    return (
+        f"**The scores of judge {judge.model_asked} mean nothing.** By its name it has {size} parameters; one so small "
+        "cannot mark descriptions, and its figures show only that the way from items to scores works."
+    )
 
 
 def _facts(result: BenchResult) -> str:

@@ -1,5 +1,7 @@
 """Items of a bench to requests: the row's masks and its video, and the words in which a model is asked."""
 
+import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -10,9 +12,10 @@ from benchmark.wording import description_prompt, question_prompt
 from model.data.item import BadItemError, ItemObject, Media, TrainItem
 from model.data.official import official_item
 from model.data.scene import SceneConfig, request_of
-from model.request import VIDEO, Request
+from model.request import REGION, VIDEO, Message, Request
 
 _SOURCE = "bench"
+_NAMED_REGION = re.compile(rf"(<object\d+>)\s?{REGION}")
 
 
 class Shown(NamedTuple):
@@ -27,7 +30,8 @@ class Asker:
 
     In mode `single` an object bears the mask at the row's `frame_idx` alone. Where it has none there, the annotated
     frame nearest to that one is taken, the earlier of two: the model cannot be shown an object without a mask, which
-    the official code can, as zeros. In mode `multi` it bears those of all annotated frames.
+    the official code can, as zeros. In mode `multi` it bears those of all annotated frames. In mode `blind` the words
+    are all that is asked with: what is answered right so, the item gives away.
     """
 
     def __init__(self, videos: Path, mode: Mode, scorer: Scorer, config: SceneConfig) -> None:
@@ -35,6 +39,8 @@ class Asker:
 
     def request(self, item: QuestionItem | DescriptionItem, row: Mapping[str, Any]) -> Shown:
         """The request of an item; raises BadItemError and VideoError."""
+        if self._mode == "blind":
+            return Shown(Request((Message("user", _without_marks(self._words(item))),), None, ()), 0)
         said = {"from": "human", "value": f"{VIDEO}\n{self._words(item)}"}
         asked = official_item({**row, "id": item.item_id, "conversations": [said]}, item.row, _SOURCE)
         if not asked.objects:
@@ -49,6 +55,15 @@ class Asker:
         if isinstance(item, DescriptionItem):
             return description_prompt()
         return item.question if self._scorer == "likelihood" else question_prompt(item)
+
+
+def _without_marks(words: str) -> str:
+    """The words without tags of video and regions: an object has the name it is given there, or is called an object."""
+    bare = _NAMED_REGION.sub(r"\1", words.replace(VIDEO, "")).strip()
+    if bare.count(REGION) == 1:
+        return bare.replace(REGION, "the object")
+    numbers = itertools.count(1)
+    return re.sub(REGION, lambda _: f"object {next(numbers)}", bare)
 
 
 def _seen(row: Mapping[str, Any], media: Media | None) -> Media | None:

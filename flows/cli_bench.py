@@ -53,11 +53,12 @@ OutOption = Annotated[
     Path, typer.Option("--out", help="Where predictions, scores.json and report.md go; a folder holds one run.")
 ]
 ModeOption = Annotated[
-    Literal["single", "multi"] | None,
+    Literal["single", "multi", "blind"] | None,
     typer.Option(
         "--mode",
-        help="Masks shown: of the item's one frame, or of all annotated frames. `single` for a model if not given; for "
-        "a file of predictions, how it came about.",
+        help="Masks shown: of the item's one frame, or of all annotated frames; `blind` shows neither masks nor video, "
+        "which tells what the words alone give away. `single` for a model if not given; for a file of predictions, how "
+        "it came about.",
     ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="So many items pass the model at once.")]
@@ -197,6 +198,25 @@ def new(
             typer.echo(f"left out: {count} {reason}")
 
 
+@bench_app.command("table")
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `bench q` or `bench d` wrote with --out.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Runs of the same items in one table, in Markdown: a trained model, an untrained one, one that is blind."""
+    with one_line_errors():
+        from flows.bench_table import bench_table, read_results
+
+        try:
+            results = read_results(runs)
+        except BenchUsageError as error:
+            fail(str(error), BAD_USAGE)
+        if as_json:
+            print_json({name: result.model_dump(mode="json") for name, result in results.items()})
+        else:
+            typer.echo(bench_table(results), nl=False)
+
+
 @bench_app.command("compare")
 def compare(
     first: Annotated[Path, typer.Argument(help="A file of predictions.")],
@@ -245,7 +265,7 @@ def _answers(
 def _run(
     items: Path,
     out: Path,
-    mode: Literal["single", "multi"] | None,
+    mode: Literal["single", "multi", "blind"] | None,
     answers: ModelAnswers | GivenAnswers,
     scoring: Questions | Heuristic | Judged,
     as_json: bool,

@@ -37,7 +37,12 @@ def train(
     ] = None,
     num_steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="So many optimiser steps, in place of the profile's length."),
+        typer.Option(
+            "--steps",
+            min=0,
+            help="So many optimiser steps, in place of the profile's length; 0 writes the model as training begins with "
+            "it, for comparison.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

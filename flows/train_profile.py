@@ -151,6 +151,8 @@ class TrainProfile(Record):
 
     def label(self, num_steps: int) -> str:
         """What stands on everything that comes of it."""
+        if num_steps == 0:
+            return "untrained: 0 steps"
         return f"smoke: {num_steps} steps" if self.is_smoke else f"{num_steps} steps"
 
 

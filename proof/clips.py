@@ -17,6 +17,7 @@ from schemas.clip import Split, split_of
 SEED = 4242
 SCENE = Scene(difficulty="crowd")
 COLOURS = tuple(TINTS_RGB)
+NUM_TRAIN, NUM_HELD_OUT = 220, 185
 
 
 def write_source(folder: Path, num_train: int, num_held_out: int) -> Path:

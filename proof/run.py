@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clips import write_source
+from clips import NUM_HELD_OUT, NUM_TRAIN, write_source
+from command import videorefer
 from items import MIN_ANSWERS, TOPICS, Item, Topic, held_out_items, train_prior
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,6 @@ from infra.builds import chosen_manifest
 from infra.lake import Lake
 from schemas.record import Record
 
-NUM_TRAIN, NUM_HELD_OUT = 220, 185
 NEEDED_POINTS, NEEDED_ITEMS = 20.0, 200
 MAX_ITEMS = 210
 """Items of a topic that are asked, the first by clip: more would take longer than the hour that a proof may."""
@@ -77,7 +77,7 @@ def main() -> int:
         parser.error(f"{out} is there already; a proof starts from nothing: remove it, or name another folder")
     manifest = write_source(out / "source", NUM_TRAIN, NUM_HELD_OUT)
     lake = out / "lake"
-    _run("build", "--source", manifest, "--lake", lake, "--profile", HERE / "build.toml")
+    videorefer("build", "--source", manifest, "--lake", lake, "--profile", HERE / "build.toml")
     _train(lake, out)
     proof = _asked(out, start_s)
     (out / "proof.json").write_text(proof.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -102,11 +102,6 @@ def _asked(out: Path, start_s: float) -> Proof:
         rows = tuple(pool.map(lambda pair, answerer: _ask(*pair, answerer, items), pairs, answerers))
     labels = tuple(_label(out / name / "model") for name in PLACES)
     return Proof(build_id=build_id, models=labels, minutes=(time.monotonic() - start_s) / 60, rows=rows)
-
-
-def _run(*words: str | Path) -> None:
-    command = Path(sys.executable).with_name("videorefer")
-    subprocess.run([command, *map(str, words)], check=True)
 
 
 def _train(lake: Path, out: Path) -> None:

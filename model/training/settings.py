@@ -3,7 +3,7 @@
 import math
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from schemas.record import Record, Share
 
@@ -27,7 +27,8 @@ class AdapterSettings(Record):
 class TrainSettings(Record):
     """One training stage; the defaults are the paper's (appendix B.1): AdamW, cosine, warm-up 0.03, no decay, bf16.
 
-    A run lasts `num_steps` optimiser steps or, where that is None, `epochs` passes over the data. Each step takes
+    A run lasts `num_steps` optimiser steps (0 leaves the model as it begins, to be compared with) or, where that is
+    None, `epochs` passes over the data. Each step takes
     `global_batch_size` samples over all ranks, `micro_batch_size` at a time on each; the product of ranks and
     `micro_batch_size` must divide it. With "bf16", trained weights and the optimiser stay in float32 and are cast for
     the pass, gradients are summed in float32, and frozen parts are held in bfloat16. A run stops once more samples
@@ -40,7 +41,7 @@ class TrainSettings(Record):
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt = 1
     epochs: PositiveFloat | None = None
-    num_steps: PositiveInt | None = None
+    num_steps: NonNegativeInt | None = None
     warmup_share: Share = 0.03
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: PositiveFloat = 1.0

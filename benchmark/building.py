@@ -160,7 +160,7 @@ def _description(number: int, sample: Sample, build_id: str, tracks: Mapping[str
         "id": number,
         "video": sample.video,
         "caption": sample.conversations[1].value,
-        **_marked(sample, tracks),
+        **marked(sample, tracks),
         **_origin(sample, build_id),
     }
 
@@ -187,12 +187,12 @@ def _questions(
             "type": official_type(sample),
             "options": options,
             "Answer": options[place],
-            **_marked(sample, tracks),
+            **marked(sample, tracks),
             **_origin(sample, build_id),
         }
 
 
-def _marked(sample: Sample, tracks: Mapping[str, Track]) -> Row:
+def marked(sample: Sample, tracks: Mapping[str, Track]) -> Row:
     """`frame_idx`, the frame of single-frame mode, and `annotation`, one dict of masks by frame for each object.
 
     Each object has the masks of its sample and, in every case, an entry for the single frame: null where it is out of

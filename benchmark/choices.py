@@ -1,8 +1,9 @@
 """Four-option items from question-answer samples: the right answer and three that are right of other objects.
 
 Distractors are answers to the same question in the same words, so that no option is odd by its form; the nouns in them
-are exchanged for those of the objects asked about, so that none is odd by its subject. Where each value of an answer
-comes from the same pool as the right ones, only the video tells them apart.
+are exchanged for those of the objects asked about, so that none is odd by its subject. No option is another with more
+said, which could be right beside it. Where each value of an answer comes from the same pool as the right ones, only the
+video tells them apart.
 """
 
 import re
@@ -21,6 +22,9 @@ CLEARLY_APART = 1.25
 """Ratio from which two numbers in answers that differ in nothing else are two answers."""
 _PRONOUN = re.compile(r"\b(he|she|it|him|her|its|his)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_WORD = re.compile(r"[\w.]*\w")
+_JOINING = ("is", "are", "at", "on", "in", "the")
+_DENIALS = re.compile(r"\b(?:no|not|never|nothing|nowhere|hardly|without)\b", re.IGNORECASE)
 
 
 class ChoiceItem(Record):
@@ -109,11 +113,26 @@ def _distractors(sample: Sample, pool: Sequence[Sample], rng: np.random.Generato
 
 
 def _clearly_other(a: str, b: str) -> bool:
-    """Whether two answers differ in words, or in a number by more than a reader would pass over."""
+    """Whether at most one of two answers is right: they differ in words, and neither is the other with more said; or
+    in a number by more than a reader would pass over.
+    """
     if _NUMBER.sub("#", a) != _NUMBER.sub("#", b):
-        return True
+        return not _says_more(a, b) and not _says_more(b, a)
     pairs = zip(map(float, _NUMBER.findall(a)), map(float, _NUMBER.findall(b)), strict=True)
     return any(max(one, two) > CLEARLY_APART * min(one, two) + 0.1 for one, two in pairs)
+
+
+def _says_more(longer: str, shorter: str) -> bool:
+    """Whether all words of the shorter answer are in the longer, in that order and denied alike: "gray" is right too of
+    what is "gray, with some brown", and "at the top" of what is "at the top left".
+    """
+    words, rest = _plain(shorter), iter(_plain(longer))
+    return _DENIALS.findall(longer) == _DENIALS.findall(shorter) and all(word in rest for word in words)
+
+
+def _plain(text: str) -> list[str]:
+    """The words that tell one answer from another: in lower case, without what joins them and what tells of number."""
+    return [word.removesuffix("s") for word in _WORD.findall(text.lower()) if word not in _JOINING]
 
 
 def _form(sample: Sample, topic: str) -> tuple[object, ...]:

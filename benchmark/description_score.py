@@ -23,7 +23,10 @@ _Table = npt.NDArray[np.float64]
 
 
 class Spread(Record):
-    """How sure a mean is: its standard error and its bootstrap 95 % interval, over items."""
+    """How sure a mean is: its standard error and its bootstrap 95 % interval, over items.
+
+    Both take items for independent, also those few that share a video.
+    """
 
     standard_error: float
     low: float

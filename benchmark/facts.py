@@ -2,7 +2,8 @@
 
 No parser takes part. Facts are not tied to one another ("a red car beside a man" states red, car and man), negated
 ones are left out ("no dog", "without a hat"), and a place or direction must be one of the frame ("on the left of a
-car", "her right hand" and "down the street" are none).
+car", "her right hand" and "down the street" are none). Words that are two things are told apart by their neighbours
+where that is easy: verbs that look like nouns ("the man leaves"), "orange", "still" and "right".
 """
 
 import re
@@ -51,6 +52,13 @@ _NUMERALS = {word: n for n, word in enumerate(["two", "three", "four", "five", "
 _IRREGULAR = {"men": "man", "women": "woman", "people": "person", "children": "child", "mice": "mouse", "feet": "foot"}
 _COUNT_REACH = 3
 """Words from a numeral within which its noun stands ("two small black dogs")."""
+_ENDS_REACH = re.compile(
+    "and|or|of|on|in|at|with|by|from|to|near|behind|beside|under|over|between|next|is|are|was|were|has|have"
+)
+"""Behind these stands another noun ("two on a bench")."""
+_SUBJECT = re.compile("he|she|it|they|who|which|then|to")
+_VERB_TOO = re.compile("bear|dance|drink|duck|face|fish|hand|head|lea(?:f|ve)|pedal|ride|sink|skateboard|ski|tie|train")
+"""Nouns that are verbs behind their subject ("the man faces the camera")."""
 _MAX_CLAUSE_WORDS = 60
 """Longer stretches without punctuation are cut: some patterns take time quadratic in a clause's length."""
 
@@ -75,8 +83,13 @@ _THE = r"(?:(?:the|its|his|her|their) )?(?:(?:far|very|extreme) )?"
 _OF_FRAME = rf"(?: {_SIDE})?(?: of (?:the )?{_FRAME}\b|(?! of\b)(?! {_BODY}\b))"
 """After a place word: nothing more, or the frame; "left of the car" and "left hand" are not places in the frame."""
 
+_KEEPS = (
+    r"(?:stands?|stood|stays?|stayed|remains?|remained|keeps?|kept|holds?|held|sits?|sat|lies|lay|\w+ing"
+    r"|perfectly|completely|entirely|mostly|almost|nearly|very)"
+)
 _STILL = re.compile(
-    r"\b(?:still|stationary|motionless|at rest|parked|(?:hardly|barely|scarcely) mov(?:es?|ed|ing)"
+    rf"\b(?:{_KEEPS} still|(?:is|are|was|were) still(?=$| (?:and|while)\b)"
+    r"|stationary|motionless|at rest|parked|(?:hardly|barely|scarcely) mov(?:es?|ed|ing)"
     r"|(?:not|n't) (?:move|moving)(?! (?:to|toward|left|right|up|down|away|forward)))\b"
 )
 _SPEEDS: tuple[tuple[Speed, re.Pattern[str]], ...] = (
@@ -84,7 +97,9 @@ _SPEEDS: tuple[tuple[Speed, re.Pattern[str]], ...] = (
     ("moderate", re.compile(r"\b(?:moderate|moderately|medium (?:speed|pace))\b")),
     ("fast", re.compile(r"\b(?:fast|quick|quickly|rapid|rapidly|swift|swiftly|speedily)\b")),
 )
-_DENIED = re.compile(r"\b(?:no|not|n't|never|without|neither|nor)\b(?! only)(?: (?!and\b|but\b)[\w']+){0,5}")
+_DENIED = re.compile(
+    r"\b(?:no|not|n't|cannot|none|never|without|neither|nor)\b(?! only)(?: (?!and\b|but\b)[\w']+){0,5}"
+)
 _TO_CAMERA = re.compile(
     r"\b(?:(?<!away )(?:to|towards?|at) the (?:camera|viewer)|approach(?:es|ed|ing)? the (?:camera|viewer))\b"
 )
@@ -96,7 +111,9 @@ _VERTICAL: tuple[tuple[Direction, re.Pattern[str]], ...] = (
     ("up", re.compile(rf"\b(?:upwards?|(?:ris|ascend)(?:es?|s|ing)|{_MOVES}(?: \w+ly)? up(?! (?:the|a|an|to)\b))\b")),
     ("down", re.compile(rf"\b(?:downwards?|descend(?:s|ed|ing)?|{_MOVES}(?: \w+ly)? down(?! (?:the|a|an|to)\b))\b")),
 )
-_SIDEWAYS = re.compile(rf"\b(?:(left|right)wards?\b|{_MOVES}(?: \w+ly)? (left|right)\b{_OF_FRAME})")
+_VERY = r"(?! (?:behind|past|up|next|beside|away|by|between|under|beneath|before|through|after|over|in front|on top)\b)"
+"""Not before these: "right behind" says how near, not where to."""
+_SIDEWAYS = re.compile(rf"\b(?:(left|right)wards?\b|{_MOVES}(?: \w+ly)? (left|right{_VERY})\b{_OF_FRAME})")
 _TO_SIDE = re.compile(rf"\b{_MOVES}\b(?: [\w']+)*? (?:to|towards?|into) {_THE}({'|'.join(_GOALS)})\b{_OF_FRAME}")
 _AT_PLACE = re.compile(
     rf"\b(?:(?:on|at|in|from|near|to|towards?|of) {_THE}({_PLACE}(?: {_PLACE})*)\b{_OF_FRAME}"
@@ -104,18 +121,29 @@ _AT_PLACE = re.compile(
 )
 
 
+_FRUIT = re.compile(
+    r"\b(?:an|the|one|another|this|each) orange"
+    r"(?=$| (?:(?:and|or) (?:an?|the|some|two)|is|are|on|in|at|with|by|from|to|near|of)\b)"
+)
+"""An orange; "the orange car" and "an orange and white cat" are not."""
+
+
 class FactReader:
     """Reads the facts of texts; `nouns` are the objects that it knows, each with the name under which it counts.
 
     Names are singular and lower case; plurals are found by the usual endings. What is not among the nouns states no
-    object. A noun that is a colour word ("orange") counts as the colour.
+    object.
     """
 
     def __init__(self, nouns: Mapping[str, str]) -> None:
         if not nouns:
             raise ValueError("got no nouns; a reader of facts needs those of the objects that descriptions may name")
-        self._names = {tuple(_words(noun)): name for noun, name in nouns.items() if noun.lower() not in _COLOURS}
-        self._longest = max(map(len, self._names), default=1)
+        # of a colour's name only the plural is a thing; the singular is told apart by _FRUIT
+        self._names = {
+            tuple(_words(f"{noun}s" if noun.lower() in _COLOURS else noun)): name for noun, name in nouns.items()
+        }
+        self._longest = max(map(len, self._names))
+        self._singular = {key[-1] for key in self._names} - _IRREGULAR.keys()
 
     def facts(self, text: str) -> frozenset[Fact]:
         """Everything that the text states, once each."""
@@ -126,6 +154,8 @@ class FactReader:
             yield Fact("speed", "still")
             clause = _STILL.sub("|", clause)
         clause = _DENIED.sub("|", clause)
+        if ("oranges",) in self._names:
+            clause = _FRUIT.sub("oranges", clause)
         words = [word.strip("|") for word in clause.split()]
         yield from (Fact("colour", _COLOURS[word]) for word in words if word in _COLOURS)
         yield from self._objects(words)
@@ -134,18 +164,27 @@ class FactReader:
 
     def _objects(self, words: list[str]) -> Iterator[Fact]:
         named: dict[int, str] = {}
-        at = 0
+        at, after_noun = 0, False
         while at < len(words):
-            length, name = self._noun_at(words, at)
+            length, name = (0, "") if self._is_verb(words, at, after_noun) else self._noun_at(words, at)
             if length:
                 named[at] = name
                 yield Fact("object", name)
-            at += max(length, 1)
+            at, after_noun = at + max(length, 1), length > 0
         for at, word in enumerate(words):
             number = _number(word)
-            reach = range(at + 1, at + 2 + _COUNT_REACH)
-            if number and (name := next((named[place] for place in reach if place in named), "")):
-                yield Fact("count", f"{number} {name}")
+            reach = range(at + 1, min(at + 2 + _COUNT_REACH, len(words)))
+            end = next((place for place in reach if place in named or _ENDS_REACH.fullmatch(words[place])), -1)
+            if number and end in named:
+                yield Fact("count", f"{number} {named[end]}")
+
+    def _is_verb(self, words: list[str], at: int, after_noun: bool) -> bool:
+        """Whether a word that may be a verb follows a subject, and agrees with it where that is a noun."""
+        word, before = words[at], words[at - 1] if at else ""
+        if not any(map(_VERB_TOO.fullmatch, _singulars(word))):
+            return False
+        agrees = (before in self._singular) != bool(_VERB_TOO.fullmatch(word))
+        return bool(_SUBJECT.fullmatch(before)) or (after_noun and agrees)
 
     def _noun_at(self, words: list[str], at: int) -> tuple[int, str]:
         """How many words a noun that starts here has, and its name; the longest one, and 0 without one."""
@@ -185,7 +224,7 @@ def _clauses(text: str) -> list[str]:
 
 def _words(text: str) -> list[str]:
     plain = re.sub(r"n't\b", " n't", text.lower())
-    return [word.removesuffix("'s") for word in re.findall(r"\d+(?:\.\d+)?|n't|[^\W\d_]+(?:'s)?", plain)]
+    return re.findall(r"\d+(?:\.\d+)?|n't|'s\b|[^\W\d_]+", plain)
 
 
 def _singulars(word: str) -> Iterator[str]:

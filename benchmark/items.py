@@ -133,7 +133,7 @@ def id_text(value: object) -> str:
     """An id as text, so that 7 and "7" are one; raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise ValueError(f"id is {_shown(value)}; allowed is a whole number or a text")
-    return str(value)
+    return _whole(str(value), "id")
 
 
 def _items(path: Path, item_of: Callable[[Mapping[str, Any], int], ItemT]) -> tuple[ItemT, ...]:

@@ -217,10 +217,11 @@ _HEADING = re.compile(
     rf"""[\s>\#*_•+|`~\[(-]*(?:[0-9]{{1,2}}\s*[.):]?[\s*_`\[(]*)?
     (?:(?P<name>(?i:{_NAME}))|(?P<short>{"|".join(DIMENSIONS)})\b)
     [\s*_`\])]*(?:\((?:{"|".join(DIMENSIONS)})\))?[\s*_`\])]*(?i:score|rating)?[\s*_`\])]*
-    (?:[:=|]|\s[-–—]|[-–—]\s)(?P<value>.*)""",
+    (?:$|(?:[:=|]|\s[-–—]|[-–—]\s)(?P<value>.*))""",
     re.VERBOSE,
 )
 _BESIDE = re.compile(rf"(?i)(?=\b[1-4][.)][\s*_`]*(?:{_NAME}))")
+_BULLET = re.compile(r"\s*(?:[-•*]\s+)?")
 _EXPLANATION = re.compile(r"(?i)[\s*_`>#-]*(?:explanation|reason)")
 
 
@@ -239,8 +240,9 @@ def _in_lines(text: str) -> list[tuple[Dimension, object]]:
         match = _HEADING.match(line)
         if not match:
             continue
-        value = match["value"]
+        value = match["value"] or ""
         if not value.strip(_BLANK) and not _EXPLANATION.match(below):
+            below = _BULLET.sub("", below, count=1)
             value = below if (alone := _VALUE.match(below)) and not alone["rest"].strip(_BLANK + ".") else ""
         found.append((_KEYS[_plain(match["name"] or match["short"])], value))
     return found

@@ -1,10 +1,11 @@
 """Bench-D's descriptions put to a judge: all items at once through a window, every answer kept on disk.
 
-The judge sees texts only (section 4.1 of the paper's protocol). A reply that lacks a score is shown to it with what is
-wrong, a bounded number of times. What stays without a score says why; it is never left out.
+The judge sees texts only, never the video, as in the official scripts. A reply that lacks a score is shown to it with
+what is wrong, a bounded number of times. What stays without a score says why; it is never left out.
 """
 
 import asyncio
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Protocol
@@ -20,6 +21,7 @@ from schemas.record import Record
 MAX_LOST_IN_A_ROW = 3
 """Items without any answer from the server, none answered between them, that end a run: it is not coming back."""
 _SHOWN_CHARS = 4000
+_BLANKS = re.compile(r"\s{3,}")
 
 
 class JudgeGoneError(ChatError):
@@ -27,7 +29,7 @@ class JudgeGoneError(ChatError):
 
 
 class Judge(Protocol):
-    """What is asked for marks; `infra.chat.ChatClient` is one."""
+    """What is asked for marks; `infra.chat_client.ChatClient` is one."""
 
     @property
     def settings(self) -> ChatSettings:
@@ -120,9 +122,11 @@ async def judge_cases(
     rubric: Rubric,
     settings: JudgeSettings,
     cases: Iterable[JudgeCase],
-    on_done: Callable[[Judgement], None] = lambda _: None,
+    on_done: Callable[[Judgement, bool], None] = lambda _judgement, _is_kept: None,
 ) -> Judging:
     """All cases judged, `judge.settings.concurrency` at a time.
+
+    `on_done` is told of each, and whether the cache had all its answers.
 
     An answer is on disk before it counts; the same call after a kill asks only what has no answer there, which is at
     most one window of questions that were under way. A case that the server does not answer is unscored (`no_reply`)
@@ -136,8 +140,8 @@ async def judge_cases(
 
     async def work() -> None:
         for place, case in places:
-            done[place] = await run.judgement(case)
-            on_done(done[place])
+            done[place], is_kept = await run.judgement(case)
+            on_done(done[place], is_kept)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -153,11 +157,6 @@ async def judge_cases(
         asked=run.asked,
         cached=run.cached,
     )
-
-
-def judgement_of(item_id: str, reply: str) -> Judgement:
-    """The marks of a reply that somebody else's script got, such as `gpt` in an official file."""
-    return _judgement(item_id, read_reply(reply), reply, asks=0)
 
 
 def _judgement(item_id: str, read: ReplyScores, reply: str, asks: int) -> Judgement:
@@ -176,17 +175,20 @@ class _Run:
         self.completions: list[Completion] = []
         self.asked = self.cached = 0
 
-    async def judgement(self, case: JudgeCase) -> Judgement:
-        """The marks of one case, with re-asks."""
+    async def judgement(self, case: JudgeCase) -> tuple[Judgement, bool]:
+        """The marks of one case, with re-asks, and whether the cache had all its answers."""
         if case.prediction is None or not case.prediction.strip():
-            return _judgement(case.item_id, without_scores("no_prediction", "there is no description"), "", asks=0)
+            nothing = without_scores("no_prediction", "there is no description")
+            return _judgement(case.item_id, nothing, "", asks=0), False
         messages = self._rubric.messages(case.reference, case.prediction, self._settings.reply_format)
         best: tuple[ReplyScores, str] | None = None
-        asks = 1
+        asks, is_kept = 1, True
         while True:
             try:
-                completion = await self._answer(messages)
+                completion, is_cached = await self._answer(messages)
+                is_kept = is_kept and is_cached
             except (ChatLostError, ChatTooLongError) as error:
+                is_kept = False
                 reason: Reason = "too_long" if isinstance(error, ChatTooLongError) else "no_reply"
                 best = best or (without_scores(reason, str(error)), "")
                 break
@@ -195,22 +197,22 @@ class _Run:
                 best = (read, reply)
             if read.complete or asks > self._settings.max_reasks:
                 break
-            messages = (*messages, *self._rubric.ask_again(reply[:_SHOWN_CHARS] or "(nothing)", read.detail))
+            messages = (*messages, *self._rubric.ask_again(_shown(reply) or "(nothing)", read.detail))
             asks += 1
-        return _judgement(case.item_id, *best, asks=asks)
+        return _judgement(case.item_id, *best, asks=asks), is_kept
 
-    async def _answer(self, messages: Sequence[Message]) -> Completion:
-        """The answer from the cache or the server; equal questions wait for one another."""
+    async def _answer(self, messages: Sequence[Message]) -> tuple[Completion, bool]:
+        """The answer, and whether the cache had it or the server gave it; equal questions wait for one another."""
         payload = self._judge.payload(messages, self._schema)
         async with self._locks[payload_hash(payload)]:
-            completion = self._cache.get(payload)
-            if completion:
+            cached = self._cache.get(payload)
+            if cached:
                 self.cached += 1
-            else:
-                completion = await self._ask(messages)
+            completion = cached or await self._ask(messages)
+            if not cached:
                 self._cache.put(payload, completion)  # in this thread: a cancelled run must not lose it
         self.completions.append(completion)
-        return completion
+        return completion, cached is not None
 
     async def _ask(self, messages: Sequence[Message]) -> Completion:
         self.asked += 1
@@ -246,6 +248,14 @@ class _Run:
             explained=settings.explained,
             max_reasks=settings.max_reasks,
         )
+
+
+def _shown(reply: str) -> str:
+    """A reply as the judge sees it again: without long blanks, which small models under a JSON schema run into.
+
+    Shown theirs, they go on with it.
+    """
+    return _BLANKS.sub(" ", reply)[:_SHOWN_CHARS]
 
 
 def _told(texts: Iterable[str]) -> tuple[str, ...]:

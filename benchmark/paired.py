@@ -17,12 +17,14 @@ class ChangedAnswer(Record):
 
 
 class PairedScore(Record):
-    """How often which of the two was right over `n` items, and every item whose letter changed.
+    """How often which of the two was right over the `n` of `num_items` items that both answer, and every item whose
+    letter changed.
 
     `p_value` is that of McNemar's exact two-sided test (1947): were both equally good, the items that only one has
-    right would fall to either side by a fair coin.
+    right would fall to either side by a fair coin, one coin an item, also where several are of one video.
     """
 
+    num_items: int
     n: int
     num_both_right: int
     num_only_first: int
@@ -44,6 +46,7 @@ def paired_score(
     outcomes = [(first[item.item_id] == item.letter, second[item.item_id] == item.letter) for item in asked]
     num_only_first, num_only_second = outcomes.count((True, False)), outcomes.count((False, True))
     return PairedScore(
+        num_items=len(items),
         n=len(asked),
         num_both_right=outcomes.count((True, True)),
         num_only_first=num_only_first,

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from benchmark.items import BenchFileError, DescriptionItem, QuestionItem, id_text, place, read_rows
 from benchmark.letters import official_letter
-from infra.lake import Lake, LakeError
+from infra.whole_file import write_whole
 from schemas.record import Record
 
 Item: TypeAlias = QuestionItem | DescriptionItem
@@ -87,8 +87,8 @@ def write_predictions(path: Path, items: Sequence[Item], predictions: Iterable[P
     # without ensure_ascii=False: the official scorers read in the machine's encoding
     lines = [json.dumps(_row(item, preds[item.item_id])) for item in items if item.item_id in preds]
     try:
-        Lake(path.parent).put(path.name, "".join(f"{line}\n" for line in lines).encode())
-    except LakeError as error:
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
         raise BenchFileError(f"cannot write {path}: {error}") from error
 
 

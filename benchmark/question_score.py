@@ -16,6 +16,7 @@ from schemas.record import Record, Share
 class QuestionFigure(Record):
     """Accuracy over `n` items, and the standard error sqrt(p (1 - p) / n) of that share, which is 0 at p = 0 and 1.
 
+    The error takes items for independent; where answers on one video go together, it is too small.
     Wrong are, among others, `num_no_option` answers that name a letter or character which is none of the options',
     `num_unparsed` in which nothing can be read, and `num_missing` that are not there.
     """

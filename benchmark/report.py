@@ -54,7 +54,11 @@ def question_section(scores: Mapping[str, QuestionScore], setting: Setting, scor
     rows += [_published_question_row(row) for row in split.comparable]
     parts = [
         f"## Bench-Q, scored by {scorer}",
-        _intro("Accuracy in percent ± standard error; an unparsed or missing answer is wrong.", setting),
+        _intro(
+            "Accuracy in percent ± standard error, with items taken for independent; an unparsed or missing answer is "
+            "wrong.",
+            setting,
+        ),
         _table(
             [*header, "No option", "Unparsed", "Missing", "Source"], _ranked(rows), text_columns=(0, len(header) + 3)
         ),
@@ -93,7 +97,10 @@ def paired_section(first: str, second: str, paired: PairedScore) -> str:
         ],
         text_columns=(),
     )
-    parts = [f"## {_cell(first)} against {_cell(second)}", table]
+    parts = [f"## {cell(first)} against {cell(second)}", table]
+    if paired.n < paired.num_items:
+        left_out = paired.num_items - paired.n
+        parts.append(f"Left out: {left_out} of the {paired.num_items} items, to which neither has an answer.")
     if paired.changed:
         shown = paired.changed[:MAX_CHANGED_SHOWN]
         parts.append(_table(["Item", "Right", first, second], map(_changed, shown), text_columns=(0, 1, 2, 3)))
@@ -113,7 +120,10 @@ def description_section(
     if not scores:
         raise ValueError("got no Bench-D scores to report; one or more are needed")
     intro = _intro(
-        "Scores from 0 to 5 as the judge named below gave them; the mean is that of the four means.", setting
+        "Scores from 0 to 5 as the judge named below gave them; the mean is that of the four means. A judge is only as "
+        "good as its model: its figures mean nothing by themselves unless it is a judge that others have published "
+        "figures of, or its marks have been checked against people's.",
+        setting,
     )
     parts = ["## Bench-D", *remarks, intro]
     judges: dict[JudgeRun, dict[str, DescriptionScore]] = {}
@@ -138,6 +148,11 @@ def heuristic_section(scores: Mapping[str, HeuristicScore]) -> str:
     return _joined(parts)
 
 
+def cell(text: str) -> str:
+    """A text as it may stand in a table or heading: on one line, its bars escaped."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def _judge_parts(
     judge: JudgeRun, scores: Mapping[str, DescriptionScore], setting: Setting, figures: Published
 ) -> list[str]:
@@ -149,7 +164,7 @@ def _judge_parts(
     rows = [_description_row(model, score) for model, score in scores.items()]
     rows += [_Row(row.average, (row.model, *_scores(row), NOTHING, NOTHING, row.source)) for row in split.comparable]
     parts = [
-        f"### Judge {_cell(judge.model_asked)}",
+        f"### Judge {cell(judge.model_asked)}",
         _judge_line(judge),
         _table(columns, _ranked(rows), text_columns=(0, len(columns) - 1)),
         _disagreements(split.comparable),
@@ -196,7 +211,7 @@ def _sureness(scores: Mapping[str, DescriptionScore]) -> str:
 def _judge_line(judge: JudgeRun) -> str:
     version = judge.version or "not told by the server"
     return (
-        f"Judge: {_cell(judge.model_asked)}; version {_cell(version)}; rubric {_cell(judge.rubric)}, "
+        f"Judge: {cell(judge.model_asked)}; version {cell(version)}; rubric {cell(judge.rubric)}, "
         f"prompt hash `{judge.prompt_hash[:12]}`; {judge.settings}."
     )
 
@@ -229,7 +244,7 @@ def _description_row(model: str, score: DescriptionScore) -> _Row:
 
 def _heuristic_row(model: str, score: HeuristicScore) -> _Row:
     estimates = (score.fact_recall, score.fact_precision, score.embedding_similarity)
-    cells = [cell for estimate in estimates for cell in _estimate(estimate)]
+    cells = [text for estimate in estimates for text in _estimate(estimate)]
     return _Row(score.fact_recall.mean if score.fact_recall else None, (model, *cells, str(score.missing)))
 
 
@@ -298,11 +313,7 @@ def _ranked(rows: Iterable[_Row]) -> list[tuple[str, ...]]:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int]) -> str:
     """A Markdown table, all but the text columns aligned to the right."""
     marks = [":--" if place in text_columns else "--:" for place in range(len(header))]
-    return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in (header, marks, *rows))
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return "\n".join(f"| {' | '.join(map(cell, cells))} |" for cells in (header, marks, *rows))
 
 
 def _joined(parts: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Progress on the run's page: one artifact per agent, updated while it works."""
+"""Progress on a run's page: a bar for each agent or stage, updated while it works."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 
-from flows.profile_config import Role
+from flows.profile_config import ROLES, Role
 from flows.progress import AgentProgress
 
 _LOG = logging.getLogger(__name__)
@@ -29,12 +29,30 @@ def decoration() -> Iterator[None]:
         _LOG.warning("an artifact was not written: %s", error)
 
 
+class ProgressArtifact:
+    """A bar on the run's page, made when it is first written."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._id: UUID | None = None
+
+    def write(self, percent: float, text: str) -> None:
+        """Show so much of the bar, with the text below it."""
+        with decoration():
+            if self._id is not None:
+                update_progress_artifact(self._id, progress=percent, description=text)
+                return
+            made = create_progress_artifact(progress=percent, key=self._key, description=text)
+            assert isinstance(made, UUID)
+            self._id = made
+
+
 class ArtifactProgress:
     """A progress artifact per agent, made at its first clip; the last count is always written."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ids: dict[Role, UUID] = {}
+        self._bars = {role: ProgressArtifact(f"progress-{role}") for role in ROLES}
         self._shown: dict[Role, AgentProgress] = {}
         self._next_s: dict[Role, float] = {}
 
@@ -50,17 +68,7 @@ class ArtifactProgress:
                 and (agent.done == agent.total or now_s >= self._next_s.get(role, 0.0))
             ]
             for role in due:
-                self._write(role, progress[role])
+                agent = progress[role]
+                self._bars[role].write(100.0 * agent.done / agent.total, f"{role}: {agent.describe()}")
                 self._shown[role] = progress[role]
                 self._next_s[role] = now_s + UPDATE_EVERY_S
-
-    def _write(self, role: Role, agent: AgentProgress) -> None:
-        percent = 100.0 * agent.done / agent.total
-        text = f"{role}: {agent.describe()}"
-        with decoration():
-            if role in self._ids:
-                update_progress_artifact(self._ids[role], progress=percent, description=text)
-            else:
-                made = create_progress_artifact(progress=percent, key=f"progress-{role}", description=text)
-                assert isinstance(made, UUID)
-                self._ids[role] = made

@@ -7,7 +7,7 @@ The folder OUT is the only memory: its answers say what is still to be asked, it
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
@@ -23,7 +23,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from prefect.utilities.annotations import quote
 
-from flows.artifacts import decoration
+from flows.artifacts import ProgressArtifact, decoration
 from flows.bench_answers import Answered
 from flows.bench_plan import Bench, plan_bench
 from flows.bench_progress import WATCHERS, BenchProgress
@@ -36,35 +36,28 @@ UPDATE_EVERY_S = 5.0
 
 
 class BenchArtifacts:
-    """A progress artifact for each stage, written every `UPDATE_EVERY_S` at most and at a stage's end.
+    """A progress artifact for each stage, written every `UPDATE_EVERY_S` at most, one at a time, and at a stage's end.
 
     In a thread: where an event loop runs, as a judge's does, Prefect's functions give coroutines.
     """
 
     def __init__(self, writer: ThreadPoolExecutor) -> None:
         self._writer = writer
-        self._ids: dict[str, UUID] = {}
+        self._bars: dict[str, ProgressArtifact] = {}
         self._next_s: dict[str, float] = {}
+        self._written: Future[None] | None = None
 
     def show(self, progress: BenchProgress) -> None:
         """Have the page told, if it is time to."""
-        if time.monotonic() < self._next_s.get(progress.stage, 0.0) and progress.done < progress.total:
+        is_writing = self._written is not None and not self._written.done()
+        is_early = is_writing or time.monotonic() < self._next_s.get(progress.stage, 0.0)
+        if is_early and progress.done < progress.total:
             return
         self._next_s[progress.stage] = time.monotonic() + UPDATE_EVERY_S
-        self._writer.submit(copy_context().run, self._write, progress)
-
-    def _write(self, progress: BenchProgress) -> None:
-        percent = 100.0 * progress.done / max(progress.total, 1)
+        bar = self._bars.setdefault(progress.stage, ProgressArtifact(f"progress-bench-{progress.stage}"))
+        percent = 100.0 * progress.done / progress.total
         told = f"{progress.stage}: {progress.describe()}"
-        with decoration():
-            if progress.stage in self._ids:
-                update_progress_artifact(self._ids[progress.stage], progress=percent, description=told)
-            else:
-                made = create_progress_artifact(
-                    progress=percent, key=f"progress-bench-{progress.stage}", description=told
-                )
-                assert isinstance(made, UUID)
-                self._ids[progress.stage] = made
+        self._written = self._writer.submit(copy_context().run, bar.write, percent, told)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from benchmark.predictions import Prediction
 from benchmark.published import Mode, Scorer
 from flows.bench_plan import Bench, Item
 from flows.bench_progress import BenchSink, StageCount
-from flows.bench_record import BenchError, MissingItem, ModelAnswers
+from flows.bench_record import BenchError, MissingItem, ModelAnswers, kept_in
 from schemas.record import Record
 
 
@@ -54,8 +54,8 @@ class AnswerLog:
         return {answer.item_id: answer for answer in found}
 
     def append(self, answers: Sequence[Answer]) -> None:
-        """Add answers; they are on the disk when this returns."""
-        with self._path.open("ab") as file:
+        """Add answers; they are on the disk when this returns. Raises BenchError where it does not take them."""
+        with kept_in(self._path.parent), self._path.open("ab") as file:
             file.write(b"".join(answer.model_dump_json().encode() + b"\n" for answer in answers))
             file.flush()
             os.fsync(file.fileno())
@@ -75,8 +75,9 @@ def answer_items(
     if todo:
         from flows.bench_model import BenchModel  # loads torch
 
-        model = BenchModel(answers, mode, scorer)
         count = StageCount("predict", len(bench.items), len(known), sinks)
+        model = BenchModel(answers, mode, scorer)
+        count.begin()
         for batch in _batches(todo, answers.batch_size):
             done, bad = model.answers([(item, bench.rows[item.row]) for item in batch])
             if done:

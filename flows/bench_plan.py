@@ -24,7 +24,6 @@ from flows.bench_record import (
     Heuristic,
     Judged,
     Questions,
-    count_of,
 )
 from flows.train_base import base_labels
 from flows.train_profile import FolderBase
@@ -64,7 +63,7 @@ def plan_bench(asked: BenchAsked) -> Bench:
         items_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         num_items=len(items),
         num_machine_made=len(made),
-        num_checked=count_of(made, "checked", True),
+        num_checked=sum(row.get("checked") is True for row in made),
         answered_by=answered_by,
         label=label,
         mode=asked.mode,
@@ -89,6 +88,7 @@ def chat_settings(judged: Judged) -> ChatSettings:
             api_key_env=JUDGE_KEY if os.environ.get(JUDGE_KEY) else "",
             max_tokens=judged.max_tokens,
             concurrency=judged.concurrency,
+            timeout_s=judged.timeout_s,
         )
     except ValidationError as error:
         raise BenchUsageError(f"--judge: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
@@ -105,8 +105,8 @@ def _answers(asked: BenchAsked, items: Sequence[Item]) -> tuple[str, str, int, t
     if not Path(answers.videos).is_dir():
         raise BenchUsageError(f"there is no folder {answers.videos}; give --videos what the items' `video` counts from")
     folder, label = model_folder(Path(answers.model))
-    (weights,) = base_labels(FolderBase(kind="model", path=str(folder)))
     generates = not isinstance(asked.scoring, Questions) or asked.scoring.scorer == "letters"
+    (weights,) = base_labels(FolderBase(kind="model", path=str(folder)))
     return weights.weights, label, answers.max_new_tokens if generates else 0, ("torch", "transformers")
 
 

@@ -1,14 +1,13 @@
 """Live progress of a bench run: items answered or judged, with rate and time left."""
 
 import time
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol
 
 from rich.console import Console
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from flows.progress import LINE_EVERY_S, duration
+from flows.progress import Terminal, duration
 from flows.watchers import Watchers
 
 Stage = Literal["predict", "judge"]
@@ -40,8 +39,9 @@ class BenchProgress(NamedTuple):
         """The counts in one line."""
         kept = f" ({self.kept} from before)" if self.kept else ""
         failed = f", {'missing' if self.stage == 'predict' else 'unscored'} {self.failed}" if self.failed else ""
+        rate = f", {self.rate_per_s:.2f} items/s" if self.done > self.kept else ""
         left = f", {self.left}" if self.left else ""
-        return f"{self.done} of {self.total} items{kept}{failed}, {self.rate_per_s:.2f} items/s{left}"
+        return f"{self.done} of {self.total} items{kept}{failed}{rate}{left}"
 
 
 class BenchSink(Protocol):
@@ -52,49 +52,45 @@ class BenchSink(Protocol):
 
 
 class StageCount:
-    """Counts a stage and tells the sinks."""
+    """Counts a stage and tells the sinks, which see it begin with the items that are `kept`."""
 
     def __init__(self, stage: Stage, total: int, kept: int, sinks: tuple[BenchSink, ...]) -> None:
         self._progress = BenchProgress(stage, total, kept, kept, 0, 0.0)
         self._sinks = sinks
         self._began_s = time.monotonic()
+        self._show()
 
-    def add(self, *, done: int = 0, failed: int = 0) -> None:
-        """So many items more, the failed ones among `done`."""
+    def begin(self) -> None:
+        """Rates count from here, not from when the count was made."""
+        self._began_s = time.monotonic()
+
+    def add(self, *, done: int, kept: int = 0, failed: int = 0) -> None:
+        """So many items more, the kept and the failed ones among `done`."""
         old = self._progress
         self._progress = old._replace(
-            done=old.done + done, failed=old.failed + failed, elapsed_s=time.monotonic() - self._began_s
+            done=old.done + done,
+            kept=old.kept + kept,
+            failed=old.failed + failed,
+            elapsed_s=time.monotonic() - self._began_s,
         )
+        self._show()
+
+    def _show(self) -> None:
         for sink in self._sinks:
             sink.show(self._progress)
 
 
-class BenchTerminal:
-    """A bar for each stage on the terminal; without one, a line every few seconds and at a stage's end."""
+class BenchTerminal(Terminal):
+    """A bar for each stage on the terminal."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        super().__init__(console)
         self._stages: dict[Stage, BenchProgress] = {}
-        self._next_line_s = 0.0
-
-    def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._live:
-            self._live.stop()
 
     def show(self, progress: BenchProgress) -> None:
         """Draw the counts."""
         self._stages[progress.stage] = progress
-        if self._live:
-            self._live.update(_table(self._stages))
-        elif time.monotonic() >= self._next_line_s or progress.done >= progress.total:
-            self._next_line_s = time.monotonic() + LINE_EVERY_S
-            self._console.print(f"{progress.stage:>9}: {progress.describe()}", highlight=False, soft_wrap=True)
+        self.draw(_table(self._stages), {progress.stage: progress.describe()})
 
 
 def _table(stages: dict[Stage, BenchProgress]) -> Table:

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -13,6 +14,7 @@ from benchmark.heuristic import HeuristicScore
 from benchmark.judging import JudgeSettings
 from benchmark.published import Mode, Scorer, Setting
 from benchmark.question_score import QuestionScore
+from infra.whole_file import write_whole
 from schemas.record import Record
 
 RECORD_FILE = "bench.json"
@@ -22,8 +24,10 @@ PREDICTIONS_FILE = "predictions_0.json"
 SCORES_FILE = "scores.json"
 REPORT_FILE = "report.md"
 JUDGE_FOLDER = "judge"
+_RESULTS = (ANSWERS_FILE, PREDICTIONS_FILE, SCORES_FILE, REPORT_FILE)
 JUDGE_KEY = "VIDEOREFER_JUDGE_KEY"
 """The environment variable that holds the judge's key, where it wants one."""
+JUDGE_TIMEOUT_S = 120.0
 
 BenchName = Literal["d", "q"]
 Replies = Literal["explained", "scores", "text"]
@@ -75,7 +79,10 @@ class Heuristic(Record):
 
 
 class Judged(Record):
-    """Bench-D's descriptions put to a judge; `prompt_file` is empty for our own rubric."""
+    """Bench-D's descriptions put to a judge; `prompt_file` is empty for our own rubric.
+
+    `timeout_s` is how long one reply may take before it is asked for again.
+    """
 
     bench: Literal["d"] = "d"
     by: Literal["judge"] = "judge"
@@ -85,6 +92,7 @@ class Judged(Record):
     replies: Replies
     max_tokens: Annotated[int, Field(ge=1)]
     concurrency: Annotated[int, Field(ge=1)]
+    timeout_s: Annotated[float, Field(gt=0)] = JUDGE_TIMEOUT_S
 
 
 class BenchAsked(Record):
@@ -163,7 +171,8 @@ class BenchResult(Record):
 
     def summary(self) -> str:
         """A few lines for a terminal."""
-        lines = [f"Bench-{self.run.bench.upper()}, {self.run.model_name}, {headline(self.score)}"]
+        made = ", machine-made items" if self.run.num_machine_made else ""
+        lines = [f"Bench-{self.run.bench.upper()}{made}, {self.run.model_name}, {headline(self.score)}"]
         if self.missing:
             told = ", ".join(f"{n} {reason}" for reason, n in self.missing_by_reason.items())
             first = self.missing[0]
@@ -177,8 +186,8 @@ def headline(score: Score) -> str:
         case QuestionScore(micro=micro):
             accuracy, error = 100 * micro.accuracy, 100 * micro.standard_error
             return (
-                f"{accuracy:.1f} % ± {error:.1f} of {micro.n} right (unparsed {micro.num_unparsed}, "
-                f"missing {micro.num_missing})"
+                f"{accuracy:.1f} % ± {error:.1f} of {micro.n} right (no option {micro.num_no_option}, "
+                f"unparsed {micro.num_unparsed}, missing {micro.num_missing})"
             )
         case DescriptionScore(total=total, judge=judge):
             mean = "no score" if total.mean is None else f"mean {total.mean:.2f}"
@@ -189,12 +198,18 @@ def headline(score: Score) -> str:
 
 
 def require_same(out: Path, now: BenchRun) -> None:
-    """Raises BenchError, naming what differs, where a folder holds another run; writes the record where it has none."""
+    """Let a folder hold this run alone; its record is written there.
+
+    Raises BenchError where another run has answers there, naming what differs, and for files that no run left but that
+    this one would write over.
+    """
     path = out / RECORD_FILE
     try:
         before = BenchRun.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        write_whole(path, now.model_dump_json(indent=2))
+        if foreign := [name for name in (*_RESULTS, JUDGE_FOLDER) if (out / name).exists()]:
+            raise BenchError(f"{out / foreign[0]} is of no bench run and would be lost; choose another --out") from None
+        write_whole(path, now.model_dump_json(indent=2).encode())
         return
     except ValidationError as error:
         said = error.errors()[0]["msg"]
@@ -205,20 +220,25 @@ def require_same(out: Path, now: BenchRun) -> None:
         for name in old
         if old[name] != new[name] and name != "items_file"
     ]
-    if changed:
+    if changed and not _has_answers(out):
+        write_whole(path, now.model_dump_json(indent=2).encode())
+    elif changed:
         raise BenchError(
             f"{out} holds another run: {'; '.join(changed)}. Choose another --out; to score the same answers another "
             f"way, give it --predictions {out / PREDICTIONS_FILE}"
         )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Put a text into its place, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+@contextmanager
+def kept_in(out: Path) -> Iterator[None]:
+    """Write there meanwhile; raises BenchError where the disk does not take it."""
+    try:
+        yield
+    except OSError as error:
+        raise BenchError(
+            f"cannot write in {out}: {error}; make room, and the same command goes on from here"
+        ) from error
 
 
-def count_of(rows: Sequence[Mapping[str, object]], name: str, value: object) -> int:
-    """How many rows have that value there."""
-    return sum(row.get(name) == value for row in rows)
+def _has_answers(out: Path) -> bool:
+    return any((out / name).exists() for name in (ANSWERS_FILE, SCORES_FILE)) or any(out.glob(f"{JUDGE_FOLDER}/*.json"))

@@ -8,7 +8,7 @@ from benchmark.heuristic import HeuristicScore
 from benchmark.judging import JudgeRun
 from benchmark.published import Scorer, published
 from benchmark.question_score import QuestionScore
-from benchmark.report import description_section, heuristic_section, question_section
+from benchmark.report import cell, description_section, heuristic_section, question_section
 from flows.bench_record import BenchResult, BenchRun, MissingItem
 
 MAX_MISSING_SHOWN = 20
@@ -76,7 +76,7 @@ def _facts(result: BenchResult) -> str:
         "predictions": f"{result.num_predicted}, missing {len(result.missing)}",
         "versions": ", ".join(run.versions),
     }
-    return "\n".join(["| | |", "|:--|:--|", *(f"| {name} | {_cell(text)} |" for name, text in facts.items())])
+    return "\n".join(["| | |", "|:--|:--|", *(f"| {name} | {cell(text)} |" for name, text in facts.items())])
 
 
 def _made(run: BenchRun) -> str:
@@ -98,7 +98,3 @@ def _missing(by_reason: dict[str, int], missing: Sequence[MissingItem]) -> str:
     if len(missing) > len(shown):
         lines.append(f"{len(missing) - len(shown)} more.")
     return "\n\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

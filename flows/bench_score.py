@@ -1,7 +1,8 @@
 """Predictions to scores: letters, a judge's marks, or the heuristic."""
 
-import asyncio
-import re
+import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from agents.engines.coco_classes import COCO_CLASSES
@@ -17,14 +18,24 @@ from benchmark.predictions import Prediction
 from benchmark.question_score import official_letters, question_score
 from flows.bench_plan import chat_settings, rubric_of
 from flows.bench_progress import BenchSink, StageCount
-from flows.bench_record import JUDGE_FOLDER, REPLIES, BenchError, Heuristic, Judged, Questions, Score
-from infra.chat import ChatClient, ChatError
+from flows.bench_record import (
+    JUDGE_FOLDER,
+    JUDGE_KEY,
+    REPLIES,
+    BenchError,
+    Heuristic,
+    Judged,
+    Questions,
+    Score,
+    kept_in,
+)
+from infra.chat import ChatError, ChatRefusedError
+from infra.chat_client import ChatClient
+from infra.sigterm import run_until_sigterm
 from infra.weights import fetch
 
 SEED = 0
 """Of the bootstrap over items."""
-MIN_JUDGE_PARAMETERS = 7e9
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([MB])(?![A-Za-z0-9])", re.IGNORECASE)
 _EMBEDDER_WEIGHT = "minilm-int8"
 
 
@@ -51,19 +62,13 @@ def score_predictions(
             return _by_judge(descriptions, predictions, scoring, out, sinks)
 
 
-def judge_remarks(judge_model: str) -> tuple[str, ...]:
-    """What is to be said before a judge's figures: that it is too small to mean anything, where its name tells."""
-    size = _SIZE.search(judge_model.replace("-", " ").replace("_", " "))
-    if size is None or float(size[1]) * {"M": 1e6, "B": 1e9}[size[2].upper()] >= MIN_JUDGE_PARAMETERS:
-        return ()
-    return (
-        f"**These scores mean nothing.** By its name the judge has {size[1]}{size[2].upper()} parameters; one so small "
-        "cannot mark descriptions, and its figures show only that the way from items to scores works.",
-    )
+def fetch_embedder(say: Callable[[str], None]) -> None:
+    """Fetch what the heuristic needs, if it is missing, of which `say` is told; raises WeightError."""
+    fetch((_EMBEDDER_WEIGHT,), say)
 
 
 def _by_heuristic(items: list[DescriptionItem], predictions: tuple[Prediction, ...]) -> HeuristicScore:
-    fetch((_EMBEDDER_WEIGHT,), lambda _line: None)
+    fetch_embedder(logging.getLogger(__name__).info)
     embedder = MiniLm()
     embedder.setup()
     references = {item.item_id: item.caption for item in items}
@@ -90,7 +95,11 @@ def _by_judge(
         JudgeCase(item_id=item.item_id, reference=item.caption, prediction=answers.get(item.item_id)) for item in items
     ]
     try:
-        judging = asyncio.run(_judge(cases, judged, AnswerCache(out / JUDGE_FOLDER), sinks))
+        with kept_in(out):
+            judging = run_until_sigterm(_judge(cases, judged, AnswerCache(out / JUDGE_FOLDER), sinks))
+    except ChatRefusedError as error:
+        keyless = "" if os.environ.get(JUDGE_KEY) else f"; no key was sent, as {JUDGE_KEY} is not set"
+        raise BenchError(f"{error}{keyless}") from error
     except ChatError as error:
         raise BenchError(str(error)) from error
     return description_score(judging.judgements, judging.judge, SEED)
@@ -105,5 +114,5 @@ async def _judge(cases: list[JudgeCase], judged: Judged, cache: AnswerCache, sin
             rubric_of(judged),
             REPLIES[judged.replies],
             cases,
-            lambda judgement: count.add(done=1, failed=bool(judgement.unscored)),
+            lambda judgement, is_kept: count.add(done=1, kept=is_kept, failed=bool(judgement.unscored)),
         )

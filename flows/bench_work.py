@@ -19,12 +19,13 @@ from flows.bench_record import (
     GivenAnswers,
     MissingItem,
     Questions,
+    kept_in,
     require_same,
-    write_whole,
 )
 from flows.bench_report import bench_report
 from flows.bench_score import score_predictions
 from flows.out_folder import alone_in
+from infra.whole_file import write_whole
 
 
 @contextmanager
@@ -63,8 +64,9 @@ def score(asked: BenchAsked, bench: Bench, answered: Answered, out: Path, sinks:
         predictions=str(out / PREDICTIONS_FILE),
         report=str(out / REPORT_FILE),
     )
-    write_whole(out / REPORT_FILE, bench_report(result))
-    write_whole(out / SCORES_FILE, result.model_dump_json(indent=2))
+    with kept_in(out):
+        write_whole(out / REPORT_FILE, bench_report(result).encode())
+        write_whole(out / SCORES_FILE, result.model_dump_json(indent=2).encode())
     return result
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from flows.bench_record import (
     JUDGE_KEY,
+    JUDGE_TIMEOUT_S,
     BenchAsked,
     BenchResult,
     BenchUsageError,
@@ -132,6 +133,15 @@ def descriptions(
     judge_concurrency: Annotated[
         int, typer.Option("--judge-concurrency", min=1, help="So many questions are under way at once.")
     ] = 8,
+    judge_timeout: Annotated[
+        float,
+        typer.Option(
+            "--judge-timeout",
+            min=1,
+            help="Seconds before a reply is asked for again; give a judge on a slow machine more, or fewer questions "
+            "at once.",
+        ),
+    ] = JUDGE_TIMEOUT_S,
     batch_size: BatchOption = 4,
     max_new_tokens: TokensOption = DESCRIPTION_TOKENS,
     as_json: JsonOption = False,
@@ -153,6 +163,7 @@ def descriptions(
                 replies=judge_replies,
                 max_tokens=judge_max_tokens,
                 concurrency=judge_concurrency,
+                timeout_s=judge_timeout,
             )
         )
         _run(items, out, mode, _answers(videos, model, predictions, batch_size, max_new_tokens), scoring, as_json)

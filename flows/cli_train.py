@@ -40,8 +40,8 @@ def train(
         typer.Option(
             "--steps",
             min=0,
-            help="So many optimiser steps, in place of the profile's length; 0 writes the model as training begins with "
-            "it, for comparison.",
+            help="So many optimiser steps, in place of the profile's length; 0 writes the model as training begins "
+            "with it, for comparison.",
         ),
     ] = None,
     as_json: JsonOption = False,

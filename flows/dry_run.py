@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.chain import Chain
+from flows.decontaminate import BenchVideos, near_duplicates
 from flows.diff_causes import AgentChange, Content, content_of, label_changes
 from flows.plan import known_rows
 from flows.profile_config import ROLES, Profile, Role
@@ -50,7 +51,8 @@ class DryRun(Record):
     """What a build would do.
 
     Of `rows` in the source, `uncut` have not been cut into clips: what they give is in no other figure. `looked_again`
-    gave no clip in the latest build and are checked by every run. `clips` are those known, `failed` of them were given
+    gave no clip in the latest build and are checked by every run; a bench asks about `bench_videos`, kept out for that.
+    `clips` are those known, without `near_duplicates`, as far as the lake can tell those; `failed` of them were given
     up before and are left alone. `left_s` is None where an agent that has work was never measured; `left_uncut_s` is
     the same if every uncut row gives one clip.
     """
@@ -58,6 +60,8 @@ class DryRun(Record):
     rows: int
     uncut: int
     looked_again: int
+    bench_videos: int
+    near_duplicates: int
     clips: int
     failed: int
     causes: tuple[Cause, ...]
@@ -81,9 +85,11 @@ class DryRun(Record):
 
 
 def dry_run(source: str, root: str | None, lake: Lake, profile: Profile, limit: int | None) -> DryRun:
-    """Look at the source and the lake; raises SourceError or LakeError where a build would."""
+    """Look at the source and the lake; raises SourceError, ProfileError or LakeError where a build would."""
     known = known_rows(Path(source), Path(root) if root else None, lake, profile, limit)
-    clips = [clip for row in known.rows if row.source_id in known.found for clip in known.found[row.source_id].clips]
+    benches = BenchVideos(profile.decontamination, lake)
+    copies = near_duplicates(known.clips, benches.held(), profile.decontamination.near_distance, lake)
+    clips = [clip for clip in known.clips if clip.clip_id not in copies]
     latest_id = latest_build(lake)
     latest = committed_manifest(lake, latest_id) if latest_id else None
     content = content_of(lake, latest) if latest else Content()
@@ -96,6 +102,8 @@ def dry_run(source: str, root: str | None, lake: Lake, profile: Profile, limit: 
         rows=len(known.rows) + len(known.unread),
         uncut=uncut,
         looked_again=again,
+        bench_videos=len(known.barred),
+        near_duplicates=len(copies),
         clips=len(clips),
         failed=len(failed),
         causes=tuple(_causes(stale, chain, lake, latest, content)),
@@ -121,6 +129,10 @@ def print_dry_run(found: DryRun, console: Console) -> None:
         say(_about_the_estimate(found))
     if found.looked_again:
         say(f"{found.looked_again:,} rows gave no clip in the latest build and are looked at again")
+    if found.bench_videos:
+        say(f"{found.bench_videos:,} rows are videos that a bench asks about and are kept out")
+    if found.near_duplicates:
+        say(f"{found.near_duplicates:,} clips are copies of held-out clips or of bench videos and are kept out")
     if found.failed:
         say(f"{found.failed:,} clips failed before and are left alone: videorefer quarantine retry")
 

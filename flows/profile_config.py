@@ -11,6 +11,7 @@ from agents.refiner import RefinerConfig
 from agents.reviewer import ReviewerConfig
 from agents.segmenter import SegmenterConfig
 from flows.profile_files import read_profile, shipped_names
+from infra.fingerprint import NEAR
 from infra.sources import ClipConfig
 from schemas.record import Record
 
@@ -77,6 +78,22 @@ class RefinerProfile(Record):
     resources: Resources = Resources()
 
 
+class DecontaminationProfile(Record):
+    """What must not be trained on, because a bench asks about it. Paths count from where the command is run.
+
+    Copies of this build's own `held_out` clips never enter `train`, whatever stands here.
+    """
+
+    bench_items: tuple[str, ...] = ()
+    """Files of Bench-D or Bench-Q items: rows whose video bears the id of one of theirs are kept out of the build."""
+    bench_videos: tuple[str, ...] = ()
+    """Folders with benches' own videos: clips of the split `train` that are near-duplicates of one are kept out."""
+    near_distance: Annotated[float, Field(ge=0.0, le=0.5)] = NEAR
+    """Distance of fingerprints up to which two clips are near-duplicates (`infra.fingerprint`); most clips that have
+    nothing in common lie at 0.2 to 0.5.
+    """
+
+
 class Profile(Record):
     """One full configuration of a build."""
 
@@ -90,6 +107,7 @@ class Profile(Record):
     decode_cache_mib: Annotated[int, Field(ge=16)] = 1024
     """Disk per node for decoded frames."""
     clips: ClipConfig = ClipConfig()
+    decontamination: DecontaminationProfile = DecontaminationProfile()
     analyzer: AnalyzerProfile
     segmenter: SegmenterProfile
     annotator: AnnotatorProfile

@@ -2,10 +2,11 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -123,14 +124,14 @@ class BuildProgress:
             return dict(self._agents)
 
 
-class TerminalProgress:
-    """A table that lives on the terminal; without one, a line per agent every few seconds."""
+class Terminal:
+    """A picture that lives on the terminal; without one, the lines that changed, every few seconds and at the end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
-        self._latest: dict[Role, AgentProgress] = {}
-        self._shown: dict[Role, AgentProgress] = {}
+        self._lines: dict[str, str] = {}
+        self._printed: dict[str, str] = {}
         self._next_line_s = 0.0
 
     def __enter__(self) -> Self:
@@ -144,21 +145,28 @@ class TerminalProgress:
         else:
             self._print_changed()
 
-    def show(self, progress: dict[Role, AgentProgress]) -> None:
-        """Draw the counts."""
+    def draw(self, picture: RenderableType, lines: Mapping[str, str]) -> None:
+        """Show the state, as a picture or as a line for each name; names that are not given stay as they were."""
+        self._lines |= lines
         if self._live:
-            self._live.update(_table(progress))
-            return
-        self._latest = progress
-        if time.monotonic() >= self._next_line_s:
+            self._live.update(picture)
+        elif time.monotonic() >= self._next_line_s:
             self._print_changed()
 
     def _print_changed(self) -> None:
         self._next_line_s = time.monotonic() + LINE_EVERY_S
-        for role, agent in self._latest.items():
-            if self._shown.get(role) != agent:
-                self._console.print(f"{role:>9}: {agent.describe()}", highlight=False, soft_wrap=True)
-                self._shown[role] = agent
+        for name, line in self._lines.items():
+            if self._printed.get(name) != line:
+                self._console.print(f"{name:>9}: {line}", highlight=False, soft_wrap=True)
+                self._printed[name] = line
+
+
+class TerminalProgress(Terminal):
+    """All agents' counts on the terminal."""
+
+    def show(self, progress: dict[Role, AgentProgress]) -> None:
+        """Draw the counts."""
+        self.draw(_table(progress), {role: agent.describe() for role, agent in progress.items()})
 
 
 def _table(progress: dict[Role, AgentProgress]) -> Table:

@@ -4,11 +4,10 @@ import base64
 import time
 from collections.abc import Sequence
 from html import escape
-from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 
-from flows.artifacts import decoration
+from flows.artifacts import ProgressArtifact, decoration
 from flows.train_progress import describe, figures
 from model.training.metrics import StepMetrics
 
@@ -22,7 +21,7 @@ class TrainArtifacts:
     """A progress artifact and a table of recent steps, written at most every `UPDATE_EVERY_S` and at the last step."""
 
     def __init__(self) -> None:
-        self._progress: UUID | None = None
+        self._bar = ProgressArtifact("progress-train")
         self._rows: list[StepMetrics] = []
         self._next_s = 0.0
 
@@ -33,14 +32,8 @@ class TrainArtifacts:
         if time.monotonic() < self._next_s and last.step < last.num_steps:
             return
         self._next_s = time.monotonic() + UPDATE_EVERY_S
-        percent = 100.0 * last.step / last.num_steps
+        self._bar.write(100.0 * last.step / last.num_steps, describe(last))
         with decoration():
-            if self._progress is None:
-                made = create_progress_artifact(progress=percent, key="progress-train", description=describe(last))
-                assert isinstance(made, UUID)
-                self._progress = made
-            else:
-                update_progress_artifact(self._progress, progress=percent, description=describe(last))
             create_markdown_artifact(steps_table(self._rows), key="train-metrics", description=describe(last))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from flows.profile_files import ProfileError
 from flows.train_profile import Base, EmbeddedBase, FolderBase, InitBase, Network, PairBase
 from flows.train_record import BaseLabel, TrainingError
+from infra.video_index import file_sha256
 from infra.weights import CATALOGUE, weight_label, weight_path
 from schemas.record import short_id
 
@@ -19,10 +20,10 @@ MODEL_TYPES = (_OUR_TYPE, _OFFICIAL_TYPE)
 
 
 def base_labels(base: Base) -> tuple[BaseLabel, ...]:
-    """What a training begins with, and proof that it is there; reads no weight.
+    """What a training begins with, and proof that it is there.
 
-    A folder's label is a digest of its config.json and of the names and sizes of its weight files. Raises WeightError
-    for packaged weights that were not fetched, TrainingError for a folder that holds no model.
+    A folder's label is a digest of what its files hold, notes left out: a model that was trained on in its place is
+    another. Raises WeightError for packaged weights that were not fetched, TrainingError for a folder without a model.
     """
     match base:
         case EmbeddedBase():
@@ -69,7 +70,8 @@ def absolute(base: Base) -> Base:
 def load_base(base: Base, seed: int) -> tuple[Any, Any]:
     """The network and its processor, on the CPU, new weights drawn from `seed`: the same on every rank.
 
-    Raises WeightError, TrainingError, and what transformers raises for a folder that it cannot read.
+    Raises WeightError, TrainingError (also for weights that were cut off), and what transformers raises for a folder
+    that it cannot read.
     """
     import torch
 
@@ -82,11 +84,15 @@ def load_base(base: Base, seed: int) -> tuple[Any, Any]:
         case FolderBase(path=path) if _config(Path(path))["model_type"] == _OFFICIAL_TYPE:
             return _official(base)
         case FolderBase(path=path):
+            from safetensors import SafetensorError
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
             import model.auto  # noqa: F401 - tells transformers our classes
 
-            saved = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True)
+            try:
+                saved = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True)
+            except SafetensorError as error:
+                raise TrainingError(f"{path} holds weights that cannot be read: {error}; copy them anew") from error
             return saved, AutoProcessor.from_pretrained(path, local_files_only=True)
         case PairBase(vision=vision, language=language, network=network):
             return _pair(Path(vision), Path(language), network)
@@ -168,15 +174,13 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _folder_label(role: str, folder: Path) -> BaseLabel:
-    config = _config(folder)
-    weights = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_FILES)
-    if not weights:
+    _config(folder)
+    if not any(path.suffix in _WEIGHT_FILES for path in folder.iterdir()):
         raise TrainingError(
             f"{folder} holds no weights ({', '.join(_WEIGHT_FILES)}); give a folder with config.json and weights"
         )
-    digest = short_id(
-        json.dumps(config, sort_keys=True), *(part for path in weights for part in (path.name, path.stat().st_size))
-    )
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != "." and path.suffix != ".md")
+    digest = short_id(*(part for path in files for part in (path.name, file_sha256(path))))
     return BaseLabel(role=role, weights=f"{folder.name}@{digest[:12]}", license=_stated_license(folder))
 
 

@@ -1,16 +1,14 @@
 """Live progress of a training: the metrics file as its driver follows it, and the terminal that shows it."""
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Group
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from flows.progress import LINE_EVERY_S, duration
+from flows.progress import Terminal, duration
 from flows.watchers import Watchers
 from model.training.metrics import StepMetrics
 
@@ -54,7 +52,7 @@ class MetricsFollower:
         with file:
             file.seek(self._end - len(self._last_line))
             if file.read(len(self._last_line)) != self._last_line:  # cut at a checkpoint before it
-                self._end = 0
+                self._end, self._last_line = 0, b""
                 file.seek(0)
             for line in file:
                 if not line.endswith(b"\n"):  # still being written
@@ -86,39 +84,12 @@ def describe(row: StepMetrics) -> str:
     return f"step {row.step} of {row.num_steps}: {', '.join(f'{name} {value}' for name, value in shown.items())}{left}"
 
 
-class TrainTerminal:
-    """A bar and the latest figures on the terminal; without one, a line every few seconds."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
-        self._unsaid: StepMetrics | None = None
-        self._next_line_s = 0.0
-
-    def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._live:
-            self._live.stop()
-        elif self._unsaid:
-            self._say(self._unsaid)
+class TrainTerminal(Terminal):
+    """A bar and the latest figures on the terminal."""
 
     def show(self, rows: Sequence[StepMetrics]) -> None:
         """Draw the latest row."""
-        if self._live:
-            self._live.update(_panel(rows[-1]))
-        elif time.monotonic() >= self._next_line_s:
-            self._say(rows[-1])
-        else:
-            self._unsaid = rows[-1]
-
-    def _say(self, row: StepMetrics) -> None:
-        self._unsaid = None
-        self._next_line_s = time.monotonic() + LINE_EVERY_S
-        self._console.print(f"    train: {describe(row)}", highlight=False, soft_wrap=True)
+        self.draw(_panel(rows[-1]), {"train": describe(rows[-1])})
 
 
 def _panel(row: StepMetrics) -> Group:

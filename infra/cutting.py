@@ -19,9 +19,10 @@ import cloudpickle
 
 from infra.child import Child, ChildLostError, ChildTimeoutError
 from infra.evidence import steady
+from infra.fingerprint import Fingerprint, fingerprint_key
 from infra.given_masks import MaskReader
 from infra.source_rows import rejection
-from infra.sources import ClipConfig, ClipSet, SourceRow, clips_of
+from infra.sources import ClipConfig, ClipSet, SourceRow, printed_clips_of
 from infra.workbench import PoolAgent, WorkResult
 from schemas.given import GivenMasks
 from schemas.record import Record
@@ -45,10 +46,11 @@ class CutJob(Record):
 
 
 class RowCut(Record):
-    """The clips of a row, and by id the masks that its source gives of them."""
+    """The clips of a row, by id the masks that its source gives of them, and by key the fingerprints of the clips."""
 
     clips: ClipSet
     masks: dict[str, GivenMasks]
+    fingerprints: dict[str, Fingerprint]
 
     @property
     def clip_id(self) -> str:
@@ -57,7 +59,7 @@ class RowCut(Record):
 
 
 class Cutter:
-    """What works in the process: `clips_of`, then `MaskReader.give`. It keeps what the rows of one video share."""
+    """What works in the process: `printed_clips_of`, then `MaskReader.give`; keeps what the rows of a video share."""
 
     def __init__(self, videos_root: Path, config: ClipConfig) -> None:
         self._videos_root = videos_root
@@ -77,10 +79,11 @@ class Cutter:
         """Nothing is held."""
 
     def _cut(self, row: SourceRow) -> RowCut:
-        clips, masks = clips_of(row, self._videos_root, self._config), dict[str, GivenMasks]()
+        (clips, found), masks = printed_clips_of(row, self._videos_root, self._config), dict[str, GivenMasks]()
         if row.masks:
             clips, masks = self._masks.give(clips, row.masks)
-        return RowCut(clips=clips, masks=masks)
+        keys = [fingerprint_key(clip.video_sha256, clip.start_frame, clip.end_frame) for clip in clips.clips]
+        return RowCut(clips=clips, masks=masks, fingerprints={key: found[key] for key in keys})
 
 
 class CutPool:
@@ -188,7 +191,7 @@ class _Hand:
 
 def _unreadable(row: SourceRow, why: str) -> RowCut:
     entry = rejection(row.source_id, "unreadable_video", f"{row.video}: {steady(why)}")
-    return RowCut(clips=ClipSet(source_id=row.source_id, clips=(), rejected=(entry,)), masks={})
+    return RowCut(clips=ClipSet(source_id=row.source_id, clips=(), rejected=(entry,)), masks={}, fingerprints={})
 
 
 def _num_cpus() -> int:

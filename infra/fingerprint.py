@@ -5,15 +5,14 @@ bits; a clip's fingerprint is the hashes of evenly spaced frames. Re-encoding, r
 of brightness and trimming leave it nearly as it was; mirroring, turning and cropping do not.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from infra.video import Image, iter_frames
-from schemas.record import Record
+from infra.video import Image
+from schemas.record import Record, content_id
 
 NUM_FRAMES = 16
 GRID = 8
@@ -22,13 +21,14 @@ MARGIN = 1.5
 """Grey levels (of 255) by which a cell must be darker than the next: less is noise of the encoder."""
 MIN_CONTRAST = 3.0
 """Standard deviation of a frame's cells, in grey levels, under which it is flat (a fade, say) and tells nothing."""
-NEAR = 0.06
+NEAR = 0.05
 """Distance up to which two clips count as near-duplicates.
 
-On 40 synthetic clips over five backgrounds, copies re-encoded at CRF 38, halved, squeezed to 4:3, shifted by 40 grey
-levels or cut to half their length came to 0.011 at most, and different clips to 0.123 at least.
+Of 405 synthetic clips, which share six cut-outs and five still backgrounds, no two came nearer than 0.054, and half
+lay 0.11 or more from any other. Copies of 25 shots, nine of them real: re-encoded at CRF 40, halved, squeezed to 4:3 or
+brightened by 40 grey levels, 99 of 100 came to 0.049 at most. A part cut from a shot came to 0.04 where the camera is
+at rest; where it pans fast, the frames that are taken differ too much, and the part is missed at up to 0.15.
 """
-_LONG_SIDE_PX = 128
 _DIGITS = 2 * GRID * GRID // 4
 
 
@@ -39,38 +39,50 @@ class Fingerprint(Record):
 
 
 class FingerprintIndex:
-    """Fingerprints that others are held against."""
+    """Fingerprints that others are held against.
+
+    Each look-up takes time in proportion to the hashes known, 0.5 ms for 16,000 of them, and 27 bytes for each.
+    """
 
     def __init__(self, known: Mapping[str, Fingerprint]) -> None:
         told = {name: _words(fingerprint) for name, fingerprint in known.items() if fingerprint.hashes}
         self._names = list(told)
-        self._words = np.concatenate([*told.values(), np.empty((0, 2), np.uint64)])
-        self._starts = np.cumsum([0, *(len(words) for words in told.values())])
+        words = np.concatenate([*told.values(), np.empty((0, 2), np.uint64)])
+        self._words = np.ascontiguousarray(words.T)
+        self._counts = np.array([len(words) for words in told.values()], np.int64)
+        self._starts = np.cumsum(self._counts) - self._counts
 
     def nearest(self, fingerprint: Fingerprint) -> tuple[str, float] | None:
         """The nearest known one and its distance; None where nothing is known or the fingerprint is empty."""
         if not self._names or not fingerprint.hashes:
             return None
-        apart = _bits_apart(_words(fingerprint), self._words)
-        starts, counts = self._starts[:-1], np.diff(self._starts)
-        ours = np.minimum.reduceat(apart, starts, axis=1).mean(axis=0)
-        theirs = np.add.reduceat(apart.min(axis=0), starts) / counts
-        distances = np.minimum(ours, theirs) / (2 * GRID * GRID)
+        nearest_ours = np.full(self._words.shape[1], 255, np.uint8)
+        ours = np.zeros(len(self._names), np.int64)
+        for word in _words(fingerprint):  # frame by frame: what is at hand then stays in the processor's cache
+            apart = np.bitwise_count(self._words[0] ^ word[0])
+            apart += np.bitwise_count(self._words[1] ^ word[1])
+            ours += np.minimum.reduceat(apart, self._starts)
+            np.minimum(nearest_ours, apart, out=nearest_ours)
+        theirs = np.add.reduceat(nearest_ours, self._starts, dtype=np.int64) / self._counts
+        distances = np.minimum(ours / len(fingerprint.hashes), theirs) / (2 * GRID * GRID)
         best = int(distances.argmin())
         return self._names[best], float(distances[best])
 
 
-def fingerprint_of(path: Path, start_frame: int, end_frame: int) -> Fingerprint:
-    """That of displayed frames `[start_frame, end_frame)` of a file or folder of pictures.
+def fingerprint_of(hashes: Sequence[str | None]) -> Fingerprint:
+    """That of a clip, by `frame_hash` of each of its frames.
 
-    Each sampled frame is the middle one of an equal part of the span. Raises VideoError, ValueError for an empty span.
+    Each frame taken is the middle one of an equal part of the clip. Raises ValueError for a clip without a frame.
     """
-    if end_frame <= start_frame:
-        raise ValueError(f"a fingerprint needs a frame at least, got the span [{start_frame}, {end_frame})")
-    middles = start_frame + (np.arange(NUM_FRAMES) + 0.5) * (end_frame - start_frame) / NUM_FRAMES
-    frame_idx = sorted(set(middles.astype(np.int64).tolist()))
-    hashes = (frame_hash(image) for _, image in iter_frames(path, frame_idx, _LONG_SIDE_PX))
-    return Fingerprint(hashes=tuple(each for each in hashes if each is not None))
+    if not hashes:
+        raise ValueError("a fingerprint needs a frame at least, got none")
+    middles = ((np.arange(NUM_FRAMES) + 0.5) * len(hashes) / NUM_FRAMES).astype(np.int64)
+    return Fingerprint(hashes=tuple(found for place in np.unique(middles) if (found := hashes[place]) is not None))
+
+
+def fingerprint_key(video_sha256: str, start_frame: int, end_frame: int) -> str:
+    """Where the fingerprint of a shot rests: under its content, whichever rows and captions speak of it."""
+    return content_id(video_sha256, start_frame, end_frame)
 
 
 def frame_hash(image: Image) -> str | None:
@@ -102,8 +114,3 @@ def _words(fingerprint: Fingerprint) -> npt.NDArray[np.uint64]:
     if any(len(each) != _DIGITS for each in fingerprint.hashes):
         raise ValueError(f"a frame's hash has {_DIGITS} hex digits, got {fingerprint.hashes}")
     return np.frombuffer(bytes.fromhex("".join(fingerprint.hashes)), np.uint64).reshape(-1, 2)
-
-
-def _bits_apart(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """(len(one), len(other)): bits in which each two hashes differ."""
-    return np.asarray(np.bitwise_count(one[:, None] ^ other[None]).sum(axis=2), dtype=np.int64)

@@ -16,12 +16,12 @@ from typing import Any, Generic, TypeVar
 
 import fsspec
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
+from infra.whole_file import write_whole
 from schemas.arrow import arrow_schema, to_table
 from schemas.label import AgentLabel
 from schemas.quarantine import QuarantineEntry
@@ -84,7 +84,7 @@ class Lake:
         """Write a file whole or not at all, replacing one of that name; raises LakeError."""
         try:
             if self._is_local:
-                _put_local(Path(self.path(name)), data)
+                write_whole(Path(self.path(name)), data)
             else:
                 self.fs.pipe_file(self.path(name), data)
         except OSError as error:
@@ -226,6 +226,8 @@ class AgentStore(Generic[OutT]):
         Keys that are not in the store are no error. Stores of the same folder opened before notice when they refresh.
         Others that remove wait for each other; in an object store, of two at once one may leave what it should remove.
         """
+        import pyarrow.dataset as ds  # brings pandas with it
+
         gone = set(keys)
         with self._lake.locked(self.folder.replace("/", "-")), self._lock:
             parts = self._listed()
@@ -288,6 +290,8 @@ class AgentStore(Generic[OutT]):
             self._part_of[key] = min(part, self._part_of.get(key, part))
 
     def _scan(self, parts: Sequence[str], columns: list[str], keys: set[str] | None) -> pa.Table:
+        import pyarrow.dataset as ds  # brings pandas with it
+
         paths = [self._lake.path(self.folder, part) for part in parts]
         chosen = None if keys is None else ds.field("key").isin(sorted(keys))
         if not paths:
@@ -309,28 +313,6 @@ class AgentStore(Generic[OutT]):
                 text = str(reason).splitlines()[0]
                 return f"{path} is not a readable part ({text}); delete it and its outputs are computed again"
         return f"cannot read {self._lake.path(self.folder)}: {error}"
-
-
-def _put_local(path: Path, data: bytes, tries: int = 3) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, FileNotFoundError) and tries > 1:  # another build that tidied up took it for a stray
-            return _put_local(path, data, tries - 1)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
 
 
 def _while_parts_go(read: Callable[[], T], before_another: Callable[[], None] = lambda: None) -> T:

@@ -5,7 +5,9 @@ places, starts and kills actors; the order of work, the window and what a loss c
 does to its process stays in that process (`infra.ray_worker`): the actor says which call it was and how it ended, and
 works on with a new one. An actor itself is lost with its node or by a kill from outside. It neither restarts nor
 retries by itself: with `max_restarts=0` that is told within milliseconds, and the pool starts a new actor. Calls are
-served in order, so that of those in flight the oldest was at work.
+served in order, so that of those in flight the oldest was at work, unless its answer was lost on the way: an actor that
+dies of the next call takes along what it has not sent. So calls that were in flight together at a loss go out alone
+from then on, and none is blamed twice for another.
 """
 
 import contextlib
@@ -53,6 +55,8 @@ class _Call(Generic[JobT, OutT]):
     run: _Run[JobT, OutT] = field(compare=False)
     batch: Batch[JobT, OutT] = field(compare=False)
     positions: tuple[int, ...] = field(compare=False)
+    is_alone: bool = field(compare=False)
+    """Whether its worker gets no other call meanwhile, so that a loss is its own beyond doubt."""
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +67,11 @@ class _Slot(Generic[JobT, OutT]):
     since_s: float
     is_ready: bool = False
     calls: "deque[_Call[JobT, OutT]]" = field(default_factory=deque)
+
+    def has_room(self, call: _Call[JobT, OutT], window: int) -> bool:
+        """Whether the call may be in flight here beside those that are."""
+        shares = not call.is_alone and not any(other.is_alone for other in self.calls)
+        return self.is_ready and len(self.calls) < (window if shares else 1)
 
 
 class RayPool(Generic[JobT, OutT]):
@@ -176,9 +185,11 @@ class RayPool(Generic[JobT, OutT]):
         for batch in batches:
             self._queue(run, batch, batch.all_positions)
 
-    def _queue(self, run: _Run[JobT, OutT], batch: Batch[JobT, OutT], positions: tuple[int, ...]) -> None:
+    def _queue(
+        self, run: _Run[JobT, OutT], batch: Batch[JobT, OutT], positions: tuple[int, ...], is_alone: bool = False
+    ) -> None:
         if run in self._runs:
-            heapq.heappush(self._waiting, _Call(run.priority, next(self._numbers), run, batch, positions))
+            heapq.heappush(self._waiting, _Call(run.priority, next(self._numbers), run, batch, positions, is_alone))
 
     def _drop(self, run: _Run[JobT, OutT]) -> None:
         self._runs.discard(run)
@@ -212,7 +223,7 @@ class RayPool(Generic[JobT, OutT]):
 
     def _hand_out(self) -> None:
         while self._waiting:
-            free = [slot for slot in self._slots if slot.is_ready and len(slot.calls) < self._window]
+            free = [slot for slot in self._slots if slot.has_room(self._waiting[0], self._window)]
             if not free:
                 return
             slot = min(free, key=lambda slot: len(slot.calls))
@@ -239,7 +250,7 @@ class RayPool(Generic[JobT, OutT]):
                 self._losses += 1
                 self._settled(call, call.batch.fail(call.positions, reason, reply.evidence))
             case "not_at_work" | "does_not_start":
-                self._queue(call.run, call.batch, call.positions)
+                self._queue(call.run, call.batch, call.positions, call.is_alone)
                 self._strike(reply)
 
     def _reply(self, slot: _Slot[JobT, OutT], future: Future[Reply]) -> Reply | None:
@@ -254,19 +265,20 @@ class RayPool(Generic[JobT, OutT]):
 
     def _settled(self, call: _Call[JobT, OutT], again: Sequence[tuple[int, ...]]) -> None:
         for positions in again:
-            self._queue(call.run, call.batch, positions)
+            self._queue(call.run, call.batch, positions, call.is_alone)
         if call.batch.is_done and call.run in self._runs:
             call.run.results.put(call.batch.done())
 
     def _lose(self, slot: _Slot[JobT, OutT], evidence: str) -> None:
-        """Take a worker out; the call that was at work bears the loss, those behind it are queued as they were."""
+        """Take a worker out; the oldest call bears the loss, those behind are queued as they were, and all go alone."""
         self._slots.remove(slot)
         _end(slot)
         for number, call in enumerate(slot.calls):
+            call.is_alone = True
             if number == 0:
                 self._settled(call, call.batch.lose(call.positions, evidence))
             else:
-                self._queue(call.run, call.batch, call.positions)
+                self._queue(call.run, call.batch, call.positions, call.is_alone)
         self._strike(Reply("", trouble="not_at_work", evidence=evidence))
 
     def _strike(self, reply: Reply) -> None:

@@ -4,12 +4,15 @@ import bisect
 import functools
 import stat
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import cv2
 from pydantic import Field
 
+from infra.fingerprint import Fingerprint, fingerprint_key, fingerprint_of, frame_hash
 from infra.raw_rows import SourceError, one_line
 from infra.scenes import shots
 from infra.source_rows import SourceListing, SourceRow, read_source, rejection
@@ -18,7 +21,16 @@ from schemas.clip import Clip
 from schemas.quarantine import QuarantineEntry, Reason
 from schemas.record import Record, Share, short_id
 
-__all__ = ["ClipConfig", "ClipSet", "SourceError", "SourceListing", "SourceRow", "clips_of", "read_source"]
+__all__ = [
+    "ClipConfig",
+    "ClipSet",
+    "SourceError",
+    "SourceListing",
+    "SourceRow",
+    "clips_of",
+    "printed_clips_of",
+    "read_source",
+]
 
 _STAMP_SLACK_S = 1e-3
 """Times in manifests are often rounded to milliseconds; a frame this close to an edge of a span is on it."""
@@ -54,6 +66,13 @@ class ClipSet(Record):
     rejected: tuple[QuarantineEntry, ...]
 
 
+class PrintedClips(NamedTuple):
+    """The clips of a row, and the fingerprint of each by `infra.fingerprint.fingerprint_key`."""
+
+    clips: ClipSet
+    fingerprints: Mapping[str, Fingerprint]
+
+
 class RowError(Exception):
     """A row that gives no clip; `reason` says why, the text is the evidence."""
 
@@ -68,27 +87,33 @@ def clips_of(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet:
     A shot below `min_shot_s` becomes an entry `shot_too_short`; a row that gives no clip at all becomes one entry. Of a
     file that is cut off or damaged what decodes is used, and an entry `truncated` says so.
     """
+    return printed_clips_of(row, root, config).clips
+
+
+def printed_clips_of(row: SourceRow, root: Path, config: ClipConfig) -> PrintedClips:
+    """`clips_of` with the clips' fingerprints, for which nothing is decoded a second time."""
     if refused := refusal(row, root, config):
-        return refused
+        return PrintedClips(refused, {})
     try:
         path = video_path(row, root)
         info = probe(path, folder_fps=row.fps or config.frame_folder_fps, max_frame_px=config.max_frame_px)
         first, end = _span(row, info, config)
         sha256 = video_sha256(path)
-        spans = _shots(path, sha256, first, end)
+        found = _shots(path, sha256, first, end)
     except (RowError, VideoError) as error:
-        return _no_clips(row, error)
+        return PrintedClips(_no_clips(row, error), {})
     except (OSError, av.FFmpegError, cv2.error) as error:  # a disk that fails, a picture that vanishes meanwhile
         said = f"{row.video}: {type(error).__name__}: {one_line(error)}"
-        return _no_clips(row, VideoError("unreadable_video", said))
-    clips = [_clip(row, info, sha256, *span) for span in spans]
+        return PrintedClips(_no_clips(row, VideoError("unreadable_video", said)), {})
+    clips = [_clip(row, info, sha256, *span) for span, _ in found]
     short = tuple(_too_short(clip, config) for clip in clips if _seconds(clip) < config.min_shot_s)
     cut_off = (rejection(row.source_id, "truncated", _what_decodes(row, info)),) if info.is_truncated else ()
-    return ClipSet(
+    clip_set = ClipSet(
         source_id=row.source_id,
         clips=tuple(clip for clip in clips if _seconds(clip) >= config.min_shot_s),
         rejected=(*cut_off, *short),
     )
+    return PrintedClips(clip_set, {fingerprint_key(sha256, *span): fingerprint for span, fingerprint in found})
 
 
 def refusal(row: SourceRow, root: Path, config: ClipConfig) -> ClipSet | None:
@@ -107,9 +132,11 @@ def _no_clips(row: SourceRow, error: RowError | VideoError) -> ClipSet:
 
 
 @functools.lru_cache(maxsize=64)
-def _shots(path: Path, _sha256: str, first: int, end: int) -> tuple[tuple[int, int], ...]:
+def _shots(path: Path, _sha256: str, first: int, end: int) -> tuple[tuple[tuple[int, int], Fingerprint], ...]:
     """The shots of one content; many rows may speak of one video, as the expressions of a data set do."""
-    return tuple(shots(path, first, end))
+    hashes: list[str | None] = []
+    spans = shots(path, first, end, lambda image: hashes.append(frame_hash(image)))
+    return tuple((span, fingerprint_of(hashes[span[0] - first : span[1] - first])) for span in spans)
 
 
 def _check_caption(row: SourceRow, config: ClipConfig) -> None:

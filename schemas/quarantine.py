@@ -25,6 +25,9 @@ Reason = Literal[
     "bad_row",
     "shot_too_short",
     "bad_masks",
+    # source: kept out, so that a bench stays unseen
+    "bench_video",
+    "near_duplicate",
     # analyzer: the noun
     "not_detectable",
     "scenery",

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmark.bench_videos import bench_video_ids, video_ids
+from benchmark.bench_videos import bench_video_ids, video_ids, videos_of
 from benchmark.items import BenchFileError
 
 NAMES = [
@@ -52,3 +52,26 @@ def test_a_row_without_a_video_is_named(tmp_path, row):
     path.write_text(json.dumps([{"video": "a"}, row]))
     with pytest.raises(BenchFileError, match="row 1"):
         bench_video_ids(path)
+
+
+def test_a_file_without_items_is_refused(tmp_path):
+    path = tmp_path / "bench.json"
+    path.write_text("[]")
+    with pytest.raises(BenchFileError, match="has no items"):
+        bench_video_ids(path)
+
+
+def test_the_videos_of_a_folder_are_its_files_and_folders_of_images(tmp_path):
+    kept = ["b.mp4", "deep/er/a.WEBM", "480p/bear/0.jpg", "480p/bear/1.jpg"]
+    passed_over = [".hidden/c.mp4", ".d.mp4", "deep/er/poster.jpg", "deep/er/poster2.jpg", "one/0.jpg", "notes/a.txt"]
+    for name in [*kept, *passed_over]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert videos_of(tmp_path) == ("480p/bear", "b.mp4", "deep/er/a.WEBM")
+    assert videos_of(tmp_path / "480p" / "bear") == (".",)
+
+
+def test_a_folder_without_videos_is_refused(tmp_path):
+    for folder, said in ((tmp_path, "holds no video"), (tmp_path / "absent", "is no folder")):
+        with pytest.raises(BenchFileError, match=said):
+            videos_of(folder)

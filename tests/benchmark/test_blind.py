@@ -78,6 +78,48 @@ def test_numbers_that_a_reader_would_pass_over_are_no_other_answer():
     )
 
 
+@pytest.mark.parametrize(
+    ("right", "right_too", "others"),
+    [
+        (
+            "The {} is mostly gray, with some brown.",
+            ["The {} is mostly gray.", "The {} is mostly gray, with some black and brown."],
+            ["The {} is mostly black, with some brown.", "The {} is mostly brown, with some gray.", "The {} is red."],
+        ),
+        (
+            "The main colours seen are black and green.",
+            ["The main colour seen is green.", "The main colours seen are black, blue and green."],
+            [
+                "The main colour seen is red.",
+                "The main colours seen are green and blue.",
+                "The main colour seen is white.",
+            ],
+        ),
+        (
+            "The {} stays at the top left of the frame.",
+            ["The {} stays at the top of the frame.", "The {} stays on the left of the frame."],
+            ["The {} stays in the middle of the frame.", "The {} stays on the right.", "The {} stays at the bottom."],
+        ),
+        (
+            "The {} moves to the left of the frame.",
+            ["The {} moves slowly to the left of the frame."],
+            ["The {} hardly moves.", "The {} moves to the right of the frame.", "The {} moves up."],
+        ),
+        (
+            "It moves from the left to the right.",
+            ["It moves from the left to the middle to the right."],
+            ["It moves from the right to the left.", "It does not move.", "It moves from the top to the bottom."],
+        ),
+    ],
+)
+def test_no_two_options_can_both_be_right(right, right_too, others):
+    texts = [right, *right_too, *others]
+    samples = [sample_of(number, "What of <region>?", text.format("cat"), ["cat"]) for number, text in enumerate(texts)]
+    for seed in range(20):
+        items = {item.item_id: item for item in choice_items(samples, seed).items}
+        assert sorted(items["s0000"].options) == sorted(text.format("cat") for text in (right, *others))
+
+
 def test_nouns_become_places_of_a_format_and_braces_survive():
     text = without_nouns("The cat touches the dog {x}.", ["cat", "dog"])
     assert text == "The {0} touches the {1} {{x}}."

@@ -75,6 +75,7 @@ def test_rows_without_ids_are_named_by_their_place(tmp_path):
         ({"options": ["(A) x", "y"]}, "option 'y' has no letter"),
         ({"options": ["(A) \ud800", "(B) x"]}, "half a surrogate pair"),
         ({"id": True}, "id is True"),
+        ({"id": "\ud800"}, "half a surrogate pair"),
         ({"id": 0}, "id 0 is that of row 0 too"),
         ({"id": "0"}, "id 0 is that of row 0 too"),
         ({"Question": "\ud800"}, "half a surrogate pair"),

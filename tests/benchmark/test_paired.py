@@ -69,7 +69,8 @@ def test_the_two_can_change_places():
 
 
 def test_only_items_that_both_answer_are_compared():
-    assert paired_score(items("AAB"), {"i0": "A"}, {"i0": "B"}).n == 1
+    score = paired_score(items("AAB"), {"i0": "A"}, {"i0": "B"})
+    assert (score.n, score.num_items) == (1, 3)
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_questions_compare_by_items_and_mode_without_a_judge() -> None:
     assert {row.mode for row in split.comparable} == {"single"}
     assert {(row.mode, why) for row, why in split.not_comparable} == {
         ("multi", "mode multi, ours single"),
-        ("unstated", "mode unstated, ours single"),
+        ("unstated", "its mode is not stated, ours is single"),
     }
     assert len(split.comparable) == 14
     multi = split_questions(figures, MULTI, "letters", COUNTS)
@@ -193,7 +193,9 @@ def test_questions_compare_by_items_and_mode_without_a_judge() -> None:
         (SINGLE, {"Basic Questions": 20}, "other items (20 Basic Questions)"),
         (SINGLE, COUNTS | {"Basic Questions": 237}, "other items (237 Basic Questions, 255 Sequential Questions"),
         (SINGLE, COUNTS | {"More Questions": 1}, "114 Future Predictions, 1 More Questions)"),
-        (Setting(mode="unstated", machine_made=False), COUNTS, "mode single, ours unstated"),
+        (Setting(mode="unstated", machine_made=False), COUNTS, "mode single, ours is not stated"),
+        (Setting(mode="unstated", machine_made=False), COUNTS, "neither says its mode"),
+        (Setting(mode="blind", machine_made=False), COUNTS, "mode single, ours blind"),
     ],
 )
 def test_questions_on_other_items_or_in_another_mode_are_not_comparable(

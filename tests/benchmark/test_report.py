@@ -167,6 +167,9 @@ def test_a_paired_comparison_shows_counts_and_changed_items() -> None:
     assert changed[0] == {"Item": "0", "Right": "A", "old\\|model": "A", "new": "B"}
     assert len(changed) == 20
     assert "5 more items changed." in text
+    assert "Left out" not in text
+    some = dict.fromkeys(("0", "1"), "A")
+    assert "28 of the 30 items" in paired_section("old", "new", paired_score(asked, some, some))
 
 
 def test_description_scores_show_means_intervals_and_what_is_unscored_by_reason() -> None:
@@ -191,6 +194,7 @@ def test_description_scores_show_means_intervals_and_what_is_unscored_by_reason(
     }
     assert len(apart) == 40
     assert "The judge is a stand-in." in text
+    assert "A judge is only as good as its model: its figures mean nothing by themselves unless" in text
     assert "Judge: judge-7b; version judge-7b-v2; rubric own words, prompt hash `0123456789ab`; temperature 0" in text
 
 

@@ -270,7 +270,8 @@ def by_hand() -> ByHand:
 def two_videos(make_video: Any, tmp_path: Path) -> Path:
     """A folder of two captioned videos and one without a caption."""
     for name in ("a", "b"):
-        video = make_video(f"source/{name}.mp4", options={"g": "10"}, num_frames=40 + 5 * (name == "b"))
+        is_b = name == "b"  # another scene, else they might be taken for copies
+        video = make_video(f"source/{name}.mp4", options={"g": "10"}, num_frames=40 + 5 * is_b, cuts=(0,) * is_b)
         video.with_suffix(".json").write_text(
             f'{{"id": "row-{name}", "caption": "A cat and a dog by a tree.", "license": "CC0-1.0"}}'
         )

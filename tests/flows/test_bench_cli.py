@@ -1,6 +1,8 @@
 """`videorefer bench`: a whole run, what is refused in one line, new items of a build, and two files compared."""
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -9,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.bench_plan import plan_bench
-from flows.bench_progress import BenchProgress, StageCount
+from flows.bench_progress import BenchProgress, BenchTerminal, StageCount
 from flows.bench_record import BenchAsked, GivenAnswers, Heuristic
 from flows.cli import app
 from flows.cli_common import BAD_USAGE, FAILED
@@ -75,11 +78,14 @@ def in_process(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def on_server(server: None) -> dict[str, str]:
-    """Where the fixture's server is."""
+def on_server(server: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Where the fixture's server is: commands in this process know it, others are told."""
     from prefect.settings import PREFECT_API_URL
 
-    return {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # put back, which a command leaves off
+    url = str(PREFECT_API_URL.value())
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    return {"PREFECT_API_URL": url}
 
 
 @pytest.mark.weights
@@ -109,26 +115,31 @@ def test_a_run_leaves_predictions_scores_report_and_a_flow_run(
     assert {(run.name, run.state_name) for run in runs} == {(f"bench q {tmp_path.name}/out", "Completed")}
     assert {"bench-report", "progress-bench-predict"} <= names
 
-    other = ("--out", tmp_path / "other", "--items", written(tmp_path / "g.json", questions(1, "g.mp4")))
-    gone = in_process(*asked, *other, **on_server)
-    assert gone.returncode == FAILED
-    assert gone.stderr.splitlines()[-1].startswith("error: none of the 1 items can be shown")
-    assert "Traceback" not in gone.stderr
-    refused = in_process(*asked, "--mode", "multi")
-    assert (refused.returncode, refused.stdout) == (FAILED, "")
-    (line,) = refused.stderr.splitlines()
-    assert 'mode was "single" and is "multi"' in line
+    assert 'mode was "single" and is "multi"' in one_error(FAILED, *asked, "--mode", "multi")
 
 
 @pytest.mark.weights
-def test_a_judge_is_asked_within_a_flow_run(on_server: dict[str, str], chat_server: Any, tmp_path: Path) -> None:
+def test_a_judge_is_asked_within_a_flow_run(
+    on_server: dict[str, str], chat_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ("subject_correspondence", "appearance_description", "temporal_description", "hallucination_detection")
     chat_server.script = lambda _: chat_server.said(json.dumps(dict.fromkeys(names, 3)))
     items, given = written(tmp_path / "d.json", descriptions()), said(tmp_path / "p.jsonl", ["A dog.", "A cat."])
     judge = ("--judge", chat_server.url, "--judge-model", "m", "--judge-replies", "scores")
     asked = ("d", "--items", items, "--predictions", given, "--out", tmp_path / "out", *judge)
-    done = in_process(*asked, "--json", VIDEOREFER_JUDGE_KEY="k3y", **on_server)
-    assert (done.returncode, done.stderr) == (0, "")
+    chat_server.script, script = lambda _: chat_server.reply(401, "{}"), chat_server.script
+    refused = invoke(*asked)
+    assert (refused.exit_code, refused.stdout) == (FAILED, "")
+    said_last = refused.stderr.splitlines()[-1]
+    assert said_last.startswith("error: ")
+    assert "HTTP 401" in said_last
+    assert "Traceback" not in refused.stderr
+    assert said_last.endswith("; no key was sent, as VIDEOREFER_JUDGE_KEY is not set")
+    chat_server.script = script
+    chat_server.headers.clear()
+    monkeypatch.setenv("VIDEOREFER_JUDGE_KEY", "k3y")
+    done = invoke(*asked, "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert json.loads(done.stdout)["score"]["total"]["mean"] == 3.0
     assert {headers["authorization"] for headers in chat_server.headers} == {"Bearer k3y"}
     assert not any(b"k3y" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -244,8 +255,22 @@ def test_progress_tells_rate_and_time_left_of_what_was_done_now() -> None:
         def show(self, progress: BenchProgress) -> None:
             shown.append(progress)
 
-    count = StageCount("predict", 10, 4, (Sink(),))
+    count = StageCount("predict", 10, 3, (Sink(),))
+    assert shown[0].describe() == "3 of 10 items (3 from before)"
+    count.add(done=1, kept=1)
     count.add(done=2, failed=1)
-    assert (shown[0].done, shown[0].kept, shown[0].failed) == (6, 4, 1)
-    line = shown[0]._replace(elapsed_s=4.0).describe()
+    assert (shown[2].done, shown[2].kept, shown[2].failed) == (6, 4, 1)
+    line = shown[2]._replace(elapsed_s=4.0).describe()
     assert line == "6 of 10 items (4 from before), missing 1, 0.50 items/s, ETA 8 s"
+
+
+def test_a_log_gets_a_line_for_each_stage_and_its_last_counts_at_the_end() -> None:
+    text = io.StringIO()
+    with BenchTerminal(Console(file=text, width=40)) as terminal:
+        for stage in ("predict", "judge"):
+            count = StageCount(stage, 3, 0, (terminal,))
+            for _ in range(3):
+                count.add(done=1)
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "  predict: 0 of 3 items"
+    assert [line.partition(",")[0] for line in lines[1:]] == ["  predict: 3 of 3 items", "    judge: 3 of 3 items"]

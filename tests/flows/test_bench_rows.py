@@ -8,7 +8,7 @@ import pytest
 
 from agents.questions import QaPair, basic, future, reasoning
 from agents.relations import group, relation
-from benchmark.building import _marked
+from benchmark.building import marked
 from benchmark.question_types import official_type, topic_of
 from model.data.masks import mask_of
 from model.data.official import official_item
@@ -107,7 +107,7 @@ def test_every_phrasing_of_the_agents_has_the_topic_that_they_gave_it() -> None:
 def test_the_model_reads_the_masks_of_a_row(frames: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     question = "There are 2 objects in the video: <object0><region>, <object1><region>.\nDo they touch?"
     sample = sample_of("reasoning", question, tuple(an_object(i, frames[i]) for i in range(2)))
-    row = {"id": 7, "video": sample.video, **_marked(sample, {})}
+    row = {"id": 7, "video": sample.video, **marked(sample, {})}
     asked = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "(A)"}]}
     item = official_item(row | asked, 0, "bench-q.json")
     single = int(row["frame_idx"])

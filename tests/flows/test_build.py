@@ -4,7 +4,10 @@ One story of five runs, told once; each test looks at one side of it.
 """
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL
 
 from flows.build import build
 from flows.plan import Plan, plan_build
@@ -28,6 +33,7 @@ from infra.truth import truth_path
 
 pytestmark = [pytest.mark.weights, pytest.mark.timeout(300)]
 
+ROOT = Path(__file__).parents[2]
 SEED = 7
 PROFILE = """
 name = "tiny"
@@ -100,6 +106,18 @@ def run_once(source: Path, lake: Path, profile: Path) -> Run:
     return Run(result, keys_of(lake), states_of(state.state_details.flow_run_id))
 
 
+def run_by_command(source: Path, lake: Path, profile: Path) -> Run:
+    """The same as users run it, in a process of its own, on the server of the fixture."""
+    asked = ("build", "--source", str(source), "--lake", str(lake), "--profile", str(profile), "--json")
+    line = (sys.executable, "-c", "from flows.names import main; main()", *asked)
+    env = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with get_client(sync_client=True) as client:
+        newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+    return Run(BuildResult.model_validate_json(done.stdout), keys_of(lake), states_of(newest.id))
+
+
 @pytest.fixture(scope="module")
 def story(server: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
     folder = tmp_path_factory.mktemp("story")
@@ -107,7 +125,7 @@ def story(server: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
     rows = write_clips(folder / "clips", 3, SEED)
     source.write_text("\n".join(map(json.dumps, rows)))
     profile.write_text(PROFILE)
-    first, again = run_once(source, lake, profile), run_once(source, lake, profile)
+    first, again = run_once(source, lake, profile), run_by_command(source, lake, profile)
     plan = plan_build(source, None, Lake(lake), load_profile(str(profile)), None, lambda line: None)
 
     other = folder / "other.jsonl"
@@ -195,6 +213,7 @@ def test_all_builds_stay_and_going_back_costs_nothing(story: Story) -> None:
         assert verify_build(Lake(story.lake), manifest.build_id) == []
 
 
+@pytest.mark.slow
 def test_a_clip_that_an_agent_cannot_finish_is_quarantined_until_it_is_taken_out(story: Story) -> None:
     source, lake, profile = (story.lake.with_name(name) for name in ("rows.jsonl", "broken-lake", "tiny.toml"))
     clip = story.plan.clips[0]

@@ -29,7 +29,7 @@ from infra.lake import Lake
 from infra.synthetic import write_clips
 from infra.workbench import clip_id_of
 
-pytestmark = [pytest.mark.weights, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.weights, pytest.mark.timeout(300)]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
 SEED = 7

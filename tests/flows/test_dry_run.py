@@ -194,8 +194,9 @@ def a_plan(role: Any, clips: int) -> AgentPlan:
 
 def test_the_headline_reads_as_a_sentence() -> None:
     found = DryRun(
-        rows=9000, uncut=0, looked_again=0, clips=9310, failed=0, left_s=371.0, left_uncut_s=371.0,
-        causes=(Cause(why="refiner prompt changed", clips={"refiner": 412}),), agents=(a_plan("refiner", 412),),
+        rows=9000, uncut=0, looked_again=0, bench_videos=0, near_duplicates=0, clips=9310, failed=0, left_s=371.0,
+        left_uncut_s=371.0, causes=(Cause(why="refiner prompt changed", clips={"refiner": 412}),),
+        agents=(a_plan("refiner", 412),),
     )  # fmt: skip
     assert found.headline() == "refiner prompt changed: 412 of 9,310 clips' refiner, nothing else; about 6 min"
 

@@ -33,7 +33,7 @@ from schemas.mask import decode
 from schemas.quarantine import QuarantineEntry
 from schemas.sample import Sample
 
-pytestmark = [pytest.mark.weights, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.weights, pytest.mark.timeout(400)]
 
 Images = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]

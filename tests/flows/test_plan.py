@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from flows import plan as plan_module
+from flows import cut_rows as cut_rows_module
 from flows.plan import Plan, plan_build
 from flows.profile_config import load_profile
 from infra.cutting import CutJob, Cutter, RowCut
@@ -54,7 +54,7 @@ def manifest_of(video: Path, num_rows: int) -> Path:
 @pytest.fixture
 def no_cutting(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on cutting a row is an error, which costs the row."""
-    monkeypatch.setattr(plan_module, "Cutter", NoCutting)
+    monkeypatch.setattr(cut_rows_module, "Cutter", NoCutting)
 
 
 def test_rows_become_clips_in_the_order_of_the_source(two_videos: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_video_that_crashes_its_decoder_costs_its_row_only_and_is_tried_again(
     two_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(plan_module, "Cutter", Crashing)
+        patch.setattr(cut_rows_module, "Cutter", Crashing)
         plan = planned(two_videos, tmp_path / "lake")
     assert [clip.source_id for clip in plan.clips] == ["row-b"]
     assert [(entry.source_id, entry.reason) for entry in plan.rejected[:1]] == [("row-a", "unreadable_video")]

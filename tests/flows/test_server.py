@@ -233,7 +233,7 @@ def said_by(path: Path) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("number", [None, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(None, marks=pytest.mark.slow), signal.SIGKILL])
 def test_without_a_server_a_temporary_one_is_started_that_ends_with_its_process(
     own_folders: Path, number: signal.Signals | None
 ) -> None:
@@ -252,6 +252,7 @@ def test_without_a_server_a_temporary_one_is_started_that_ends_with_its_process(
     assert servers_of(own_folders) == []
 
 
+@pytest.mark.slow
 def test_a_temporary_server_that_does_not_come_up_names_its_log(own_folders: Path) -> None:
     (own_folders / "prefect").write_text("a file where Prefect wants a folder")
     with pytest.raises(ServerError, match=r"did not come up; its log: (.*)$") as raised:

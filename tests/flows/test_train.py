@@ -88,6 +88,7 @@ def test_a_changed_file_of_other_data_is_another_training(built: Any, tiny: Any,
         plan_training(*asked)
 
 
+@pytest.mark.slow
 def test_cancel_on_the_page_leaves_a_checkpoint_and_no_model(built: Any, tiny: Any, tmp_path: Path) -> None:
     out, profile = tmp_path / "out", tiny.profile(num_steps=3000)
 

@@ -126,8 +126,8 @@ def test_a_process_that_dies_once_costs_nothing(make_video: Any, tmp_path: Path)
 
 def test_a_row_that_hangs_is_given_up_in_time(make_video: Any, tmp_path: Path) -> None:
     make_video()
-    parts = cut(tmp_path, [f"hang {tmp_path / 'pid'}", "A cat."], row_timeout_s=1.5)
-    assert entry_of(parts[0]).evidence.startswith("a.mp4: no answer within 1.5 s; its process was killed")
+    parts = cut(tmp_path, [f"hang {tmp_path / 'pid'}", "A cat."], row_timeout_s=5.0)
+    assert entry_of(parts[0]).evidence.startswith("a.mp4: no answer within 5 s; its process was killed")
     assert parts[1].clips.clips
 
 

@@ -15,10 +15,13 @@ from infra.fingerprint import (
     Fingerprint,
     FingerprintIndex,
     distance,
+    fingerprint_key,
     fingerprint_of,
     frame_hash,
 )
-from infra.video import read_frames
+from infra.scenes import LONG_SIDE_PX
+from infra.sources import ClipConfig, SourceRow, printed_clips_of
+from infra.video import iter_frames
 
 
 def scene(seed, num_frames=48, size_px=(180, 320)):
@@ -46,7 +49,14 @@ def write(path, frames, crf=18, codec="libx264"):
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(stream.encode(None))
-    return fingerprint_of(path, 0, len(frames))
+    return of_file(path, 0, len(frames))
+
+
+def of_file(path, start_frame, end_frame):
+    """By the definition: of each of 16 equal parts of the span the middle frame, decoded for itself."""
+    middles = [start_frame + (2 * part + 1) * (end_frame - start_frame) // 32 for part in range(NUM_FRAMES)]
+    hashes = [frame_hash(image) for _, image in iter_frames(path, middles, LONG_SIDE_PX)]
+    return Fingerprint(hashes=tuple(each for each in hashes if each is not None))
 
 
 def resized(frames, height_px, width_px):
@@ -84,13 +94,23 @@ def test_other_clips_are_far(tmp_path):
     assert distance(prints[1], mirrored) > NEAR
 
 
-def test_the_sampled_frames_are_the_middles_of_equal_parts(make_video):
-    path = make_video(num_frames=200, cuts=range(0, 200, 5))
-    wanted = [40 + (2 * part + 1) * 80 // 32 for part in range(NUM_FRAMES)]
-    hashes = [frame_hash(image) for image in read_frames(path, wanted, 128)]
-    assert fingerprint_of(path, 40, 120).hashes == tuple(hashes)
-    assert len(set(hashes)) == NUM_FRAMES
-    assert len(fingerprint_of(path, 40, 43).hashes) == 3
+def test_the_sampled_frames_are_the_middles_of_equal_parts():
+    hashes = [f"{number:032x}" for number in range(80)]
+    wanted = [(2 * part + 1) * 80 // 32 for part in range(NUM_FRAMES)]
+    assert fingerprint_of(hashes).hashes == tuple(hashes[place] for place in wanted)
+    assert fingerprint_of(hashes[:3]).hashes == tuple(hashes[:3])
+    assert fingerprint_of([None, hashes[1], None]).hashes == (hashes[1],)
+
+
+def test_fingerprints_taken_while_shots_are_found_are_those_of_the_frames_alone(make_video, tmp_path):
+    path = make_video(num_frames=100, cuts=(30, 70), size_px=(180, 320))
+    row = SourceRow(source_id="r", video=path.name, caption="A cat.", start_s=0.2, end_s=None, license="")
+    clips, fingerprints = printed_clips_of(row, tmp_path, ClipConfig(min_shot_s=1.1))
+    spans = [(5, 30), (30, 70), (70, 100)]
+    assert [(clip.start_frame, clip.end_frame) for clip in clips.clips] == spans[1:]
+    (sha256,) = {clip.video_sha256 for clip in clips.clips}
+    assert fingerprints == {fingerprint_key(sha256, *span): of_file(path, *span) for span in spans}
+    assert len(set(fingerprints.values())) == 3
 
 
 def slow_hash(image):
@@ -166,8 +186,8 @@ def test_flat_frames_tell_nothing(tmp_path):
     assert distance(faded, write(tmp_path / "other.mp4", np.concatenate([black, scene(3, 24, (64, 96))]))) > 3 * NEAR
 
 
-def test_an_empty_span_and_a_strange_hash_are_refused(make_video):
-    with pytest.raises(ValueError, match=r"got the span \[4, 4\)"):
-        fingerprint_of(make_video(), 4, 4)
+def test_an_empty_span_and_a_strange_hash_are_refused():
+    with pytest.raises(ValueError, match="got none"):
+        fingerprint_of([])
     with pytest.raises(ValueError, match="32 hex digits"):
         distance(Fingerprint(hashes=("ab",)), Fingerprint(hashes=("cd",)))

@@ -224,6 +224,7 @@ def build(tmp_path, short_folder):
     process.wait()
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_workers_and_cluster_and_takes_their_files_away(build):
     build.process.send_signal(signal.SIGINT)
     assert build.process.wait(30) != 0
@@ -232,6 +233,7 @@ def test_an_interrupt_ends_workers_and_cluster_and_takes_their_files_away(build)
     assert not is_running(build.agent)
 
 
+@pytest.mark.slow
 def test_of_a_driver_that_is_killed_nothing_stays(build, short_folder):
     build.process.kill()
     build.process.wait()
@@ -241,7 +243,7 @@ def test_of_a_driver_that_is_killed_nothing_stays(build, short_folder):
     assert list(short_folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("victim", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def test_the_death_of_ray_ends_the_work_within_seconds_and_with_one_line(build, victim):
     (pid,) = [
         pid
@@ -262,7 +264,7 @@ def test_the_death_of_ray_ends_the_work_within_seconds_and_with_one_line(build, 
 
 
 TWO_NODES = """
-import threading, time
+import sys, threading, time
 from ray.cluster_utils import Cluster
 from infra.pool import JobFailure, PoolError
 from infra.ray_cluster import start_ray
@@ -291,7 +293,7 @@ with start_ray(cluster.address), RayPool(Slow, num_workers=3, batch_size=2, time
     done = [outcome for batch in pool.run(0, [clip(n) for n in range(200)]) for outcome in batch.outcomes]
     failed = [outcome for outcome in done if isinstance(outcome.result, JobFailure)]
     print(len(done), len(failed), pool.losses, flush=True)
-    cluster.head_node.kill_gcs_server()
+    {'store': cluster.head_node.kill_gcs_server, 'node': cluster.head_node.kill_raylet}[sys.argv[1]]()
     start = time.monotonic()
     try:
         list(pool.run(0, [clip(n) for n in range(200)] * 2))
@@ -302,15 +304,21 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_a_cluster_outlives_a_node_and_not_its_control_store():
-    process = driver("-c", TWO_NODES)
-    after_node, after_store = process.communicate(timeout=150)[0].splitlines()[-2:]
+@pytest.mark.parametrize(
+    ("victim", "said"),
+    [
+        ("store", r"the Ray cluster does not answer for 2\d s; the same command goes on from here"),
+        ("node", r"this machine's node of the Ray cluster died; the same command goes on from here"),
+    ],
+)
+def test_a_cluster_outlives_a_node_and_neither_its_control_store_nor_the_drivers_node(victim: str, said: str):
+    process = driver("-c", TWO_NODES, victim)
+    after_node, after_victim = process.communicate(timeout=150)[0].splitlines()[-2:]
     assert after_node == "200 0 1"
-    assert re.fullmatch(
-        r"the Ray cluster does not answer for 2\d s; the same command goes on from here True", after_store
-    )
+    assert re.fullmatch(f"{said} True", after_victim)
 
 
+@pytest.mark.slow
 def test_the_answer_to_sigterm_stays_that_of_the_process_while_ray_runs_and_after():
     process = driver("-c", TERMINATED)
     assert process.communicate(timeout=60)[0].strip() == "3"

@@ -168,7 +168,7 @@ def test_an_exception_costs_its_own_job_only(make_pool, tmp_path):
     ("how", "position", "reason", "told"),
     [
         ("exit", 0, "agent_died", r"its process exited with status 3\nits stderr:\nlast words"),
-        ("kill", 5, "agent_died", r"its process died of SIGKILL"),
+        pytest.param("kill", 5, "agent_died", r"its process died of SIGKILL", marks=pytest.mark.slow),
         ("crash", 6, "agent_died", r"its process died of SIGSEGV(.|\n)*Segmentation fault(.|\n)*in act"),
         ("raise", 3, "agent_error", r"RuntimeError: cannot do this one"),
         ("hang", 11, "agent_timeout", r"no answer within 2 s; its process was killed"),

@@ -10,16 +10,8 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from infra.chat import (
-    ChatClient,
-    ChatLostError,
-    ChatRefusedError,
-    ChatSettings,
-    ChatTooLongError,
-    Completion,
-    Message,
-    _retry_after_s,
-)
+from infra.chat import ChatLostError, ChatRefusedError, ChatSettings, ChatTooLongError, Completion, Message
+from infra.chat_client import ChatClient, _retry_after_s
 
 QUESTION = (Message(role="user", content="how are you? \N{DOG} {}"),)
 
@@ -215,6 +207,7 @@ def test_a_spent_credit_is_no_storm_to_wait_out(chat_server: Any) -> None:
         (400, '{"error": {"message": "too big", "code": "context_length_exceeded"}}'),
         (400, '{"object": "error", "message": "This model\'s maximum context length is 512 tokens.", "code": 400}'),
         (400, '{"error": {"message": "no room", "type": "exceed_context_size_error"}}'),
+        (400, '{"error": {"message": "\'max_completion_tokens\' is too large: this model\'s context length is 512"}}'),
         (413, "payload"),
     ],
 )
@@ -223,6 +216,31 @@ def test_a_question_too_long_for_the_server_is_told_apart(chat_server: Any, stat
     with pytest.raises(ChatTooLongError):
         ask(settings_for(chat_server))
     assert len(chat_server.received) == 1
+
+
+def test_a_server_that_wants_the_newer_name_of_the_limit_gets_it_and_is_told_it_once(chat_server: Any) -> None:
+    def script(payload: dict[str, Any]) -> Any:
+        if "max_tokens" in payload:
+            said = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+            return chat_server.reply(400, json.dumps({"error": {"message": said, "code": "unsupported_parameter"}}))
+        return chat_server.said(f"{payload['max_completion_tokens']} it is")
+
+    async def run() -> list[str]:
+        async with ChatClient(settings_for(chat_server, max_tokens=77, max_attempts=1)) as client:
+            assert "max_tokens" in client.payload(QUESTION)
+            return [(await client.complete(QUESTION)).text for _ in range(2)]
+
+    chat_server.script = script
+    assert asyncio.run(run()) == ["77 it is"] * 2
+    assert ["max_tokens" in payload for payload in chat_server.received] == [True, False, False]
+
+
+def test_half_a_surrogate_pair_costs_no_reply_and_no_error(chat_server: Any) -> None:
+    chat_server.script = lambda _: chat_server.said("fine \ud83d")
+    assert ask(settings_for(chat_server))[0].text == "fine ?"
+    chat_server.script = lambda _: chat_server.reply(400, '{"error": {"message": "no \\ud83d"}}')
+    with pytest.raises(ChatRefusedError, match=r"no \?"):
+        ask(settings_for(chat_server))
 
 
 def test_a_reply_in_parts_a_refusal_and_a_cut_are_read(chat_server: Any) -> None:

@@ -1,0 +1,253 @@
+"""A client for any server that speaks OpenAI's chat completions: vLLM, llama.cpp, Ollama, OpenAI itself.
+
+What passes by itself is tried again with jitter and a bound: 429, 408, 5xx, resets, time-outs, replies that are no
+completion. What does not pass is told at once, in one line. Nothing here knows what is asked or why.
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Self
+
+import httpx
+import numpy as np
+from pydantic import JsonValue
+
+from infra.chat import (
+    ChatLostError,
+    ChatRefusedError,
+    ChatSettings,
+    ChatTooLongError,
+    Completion,
+    JsonObject,
+    Message,
+)
+
+_CONNECT_S = 10.0
+_VERSION_S = 5.0
+_LINE_CHARS = 300
+_MAX_DOUBLINGS = 60
+_BACK_OFF = frozenset({408, 425, 429})
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_TOO_LONG = re.compile(r"context[ _]?(?:length|size|window)|too many tokens|prompt is too long", re.IGNORECASE)
+_NO_CREDIT = "insufficient_quota"
+"""OpenAI's code for a 429 that no waiting cures."""
+_LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
+"""Every server knows the first but OpenAI's for its newer models, which refuse it and name the second."""
+
+
+class ChatClient:
+    """Asks one server, at most `settings.concurrency` questions at a time; an async context manager.
+
+    A question keeps its place while it waits for another attempt, so a struggling server is asked less. Proxies of the
+    environment are used except for a server on this machine. Raises ChatRefusedError for a key that is not there.
+    """
+
+    def __init__(self, settings: ChatSettings) -> None:
+        self.settings = settings
+        base = httpx.URL(settings.base_url)
+        path = base.path.rstrip("/")
+        self._url = base.copy_with(path=f"{path}/chat/completions")
+        root = path.removesuffix("/v1")
+        self._version_urls = [base.copy_with(path=f"{root}{tail}") for tail in ("/version", "/api/version")]
+        self._limit = _LIMIT
+        self._version: str | None = None
+        self._version_lock = asyncio.Lock()
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._random = np.random.default_rng()
+        self._http = httpx.AsyncClient(
+            headers={"content-type": "application/json", **_key_header(settings.api_key_env)},
+            timeout=httpx.Timeout(settings.timeout_s, connect=min(_CONNECT_S, settings.timeout_s)),
+            limits=httpx.Limits(max_connections=settings.concurrency),
+            trust_env=base.host not in _LOOPBACK,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    def payload(self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None) -> JsonObject:
+        """What `complete` sends, but for the name of the limit of tokens where a server wants another; its hash
+        identifies a question.
+        """
+        payload: JsonObject = {
+            "model": self.settings.model,
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "temperature": self.settings.temperature,
+            _LIMIT: self.settings.max_tokens,
+        }
+        if json_schema is not None:
+            named: JsonObject = {"name": "reply", "strict": True, "schema": dict(json_schema)}
+            payload["response_format"] = {"type": "json_schema", "json_schema": named}
+        return payload
+
+    async def complete(
+        self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None
+    ) -> Completion:
+        """The reply to the messages, held to the schema where one is given and the server can.
+
+        Raises ChatRefusedError, ChatTooLongError or ChatLostError.
+        """
+        payload = self.payload(messages, json_schema)
+        async with self._slots:
+            version = await self._server_version()
+            failure, told_s = "", 0.0
+            for attempt in range(self.settings.max_attempts):
+                if attempt:
+                    await asyncio.sleep(self._wait_s(attempt, told_s))
+                told_s = 0.0
+                try:
+                    async with asyncio.timeout(self.settings.timeout_s):
+                        response = await self._post(payload)
+                except TimeoutError:
+                    failure = f"no answer in {self.settings.timeout_s:g} s"
+                    continue
+                except httpx.RequestError as error:
+                    failure = f"{type(error).__name__}: {_one_line(str(error)) or 'the connection broke'}"
+                    continue
+                if response.is_success:
+                    completion = _completion(response, version)
+                    if completion:
+                        return completion
+                    failure = f"HTTP {response.status_code} with no chat completion: {_one_line(response.text)}"
+                    continue
+                failure, told_s = self._failure(response)
+        raise ChatLostError(
+            f"{self._place()} gave no answer in {self.settings.max_attempts} attempts; the last: {failure}"
+        )
+
+    async def _post(self, payload: JsonObject) -> httpx.Response:
+        """The response; a server that will not have the old name of the limit is asked again by the new one."""
+        limit = self._limit
+        response = await self._http.post(self._url, content=_body(payload, limit))
+        if limit == _LIMIT and response.status_code in (400, 422):
+            said, _ = _said(response)
+            # vLLM names both where a question is too long
+            if _NEW_LIMIT in said and not _TOO_LONG.search(said):
+                self._limit = _NEW_LIMIT
+                response = await self._http.post(self._url, content=_body(payload, _NEW_LIMIT))
+        return response
+
+    def _failure(self, response: httpx.Response) -> tuple[str, float]:
+        """What went wrong and the wait the server asks for; raises where another attempt is of no use."""
+        said, codes = _said(response)
+        failure = f"HTTP {response.status_code}: {said}"
+        status = response.status_code
+        if status >= 500 or (status in _BACK_OFF and _NO_CREDIT not in codes):
+            return failure, _retry_after_s(response)
+        if status == 413 or (status in (400, 422) and _TOO_LONG.search(f"{codes} {said}")):
+            raise ChatTooLongError(f"{self._place()}: {failure}")
+        if response.is_redirect:
+            failure += f" (it points to {response.headers.get('location', 'nowhere')})"
+        hint = "; does the address end in /v1, and is that the model's name there?" if status == 404 else ""
+        raise ChatRefusedError(f"{self._place()} refuses model {self.settings.model!r}: {failure}{hint}")
+
+    def _place(self) -> str:
+        return f"{self._url.scheme}://{self._url.netloc.decode()}{self._url.path}"
+
+    def _wait_s(self, attempt: int, told_s: float) -> float:
+        most = min(self.settings.max_wait_s, self.settings.first_wait_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS))
+        return min(told_s, self.settings.max_wait_s) + float(self._random.uniform(0, most))
+
+    async def _server_version(self) -> str:
+        async with self._version_lock:
+            if self._version is None:
+                self._version = await self._ask_version()
+        return self._version
+
+    async def _ask_version(self) -> str:
+        for url in self._version_urls:
+            with suppress(httpx.RequestError, ValueError):
+                response = await self._http.get(url, timeout=_VERSION_S)
+                told = response.json() if response.is_success else None
+                if isinstance(told, dict) and isinstance(told.get("version"), str):
+                    return _one_line(told["version"])
+        return ""
+
+
+def _body(payload: JsonObject, limit: str) -> bytes:
+    return json.dumps({limit if key == _LIMIT else key: value for key, value in payload.items()}).encode()
+
+
+def _key_header(variable: str) -> dict[str, str]:
+    if not variable:
+        return {}
+    key = os.environ.get(variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        got = "holds characters no key has" if key else "is not set"
+        raise ChatRefusedError(f"the environment variable {variable} {got}; it should hold the server's key")
+    return {"authorization": f"Bearer {key}"}
+
+
+def _completion(response: httpx.Response, server_version: str) -> Completion | None:
+    """The reply read, or None where it is not a chat completion."""
+    try:
+        body = response.json()
+        choice = body["choices"][0]
+        message = choice["message"]
+        usage = body.get("usage") or {}
+        return Completion(
+            text=_text(message.get("content")),
+            finish_reason=choice.get("finish_reason") or "",
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+            refusal=_text(message.get("refusal")),
+            model=body.get("model") or "",
+            system_fingerprint=body.get("system_fingerprint") or "",
+            server_version=server_version,
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _text(content: object) -> str:
+    """A message's text; some servers send it in parts. Halves of surrogate pairs, which are no text, become `?`."""
+    if isinstance(content, list):
+        content = "".join(str(part["text"]) for part in content if part.get("type") == "text")
+    return "" if content is None else _encodable(str(content))
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _said(response: httpx.Response) -> tuple[str, str]:
+    """A refusal's message in one line, and its code and type."""
+    try:
+        body = response.json()
+    except (ValueError, RecursionError):
+        return _one_line(response.text) or response.reason_phrase, ""
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return _one_line(str(error)), ""
+    said = error.get("message") or error.get("detail") or error
+    return _one_line(str(said)), f"{error.get('code')} {error.get('type')}"
+
+
+def _one_line(text: str) -> str:
+    flat = _encodable(" ".join(text.split()))
+    return flat if len(flat) <= _LINE_CHARS else f"{flat[:_LINE_CHARS]}..."
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds the server asks to wait, 0 where it does not say; a number or an HTTP date."""
+    told = response.headers.get("retry-after", "")
+    try:
+        wait_s = float(told)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(told)
+        except ValueError:
+            return 0.0
+        wait_s = (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return max(0.0, wait_s) if np.isfinite(wait_s) else 0.0

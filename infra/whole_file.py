@@ -1,0 +1,34 @@
+"""Files on a local disk that appear whole or not at all, and are still there after a power cut."""
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+
+def write_whole(path: Path, data: bytes, tries: int = 3) -> None:
+    """Write a file, replacing one of that name; it is on the disk when this returns, its folder made where there is
+    none.
+
+    It is written beside its place as `*.tmp` and renamed; a tidier that takes that away costs one of the tries. Raises
+    OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, FileNotFoundError) and tries > 1:
+            return write_whole(path, data, tries - 1)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)

@@ -36,7 +36,8 @@ class BenchModel:
     """A model folder, on the GPU where there is one, asked greedily.
 
     By likelihood, the question is asked alone and each option, without its letter, is held against it as the answer:
-    the one with the highest mean log probability of a token is chosen, and its text with the letter is the prediction.
+    the likeliest is chosen, and its text with the letter is the prediction. Log probabilities are summed over tokens: a
+    mean favours long options, which are right less often than others.
     """
 
     def __init__(self, answers: ModelAnswers, mode: Mode, scorer: Scorer) -> None:
@@ -86,7 +87,7 @@ class BenchModel:
         options = asked.item.options
         texts = [_LETTER.sub("", option) for option in options]
         scores = option_scores(self._network, self._processor, asked.shown.request, texts)
-        return max(zip(scores, options, strict=True), key=lambda pair: pair[0].per_token)[1]
+        return max(zip(scores, options, strict=True), key=lambda pair: pair[0].log_probability)[1]
 
 
 def _missing(item: Item, error: BadItemError | VideoError | RequestError) -> MissingItem:

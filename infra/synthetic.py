@@ -4,6 +4,9 @@ Pixels and mattes come from packaged photos and clips, so a detector trained on 
 moves where is drawn from a seeded generator. One seed gives the same bytes wherever the encoder is the same.
 """
 
+import hashlib
+import itertools
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +20,7 @@ from infra.cutouts import Cutout, load_cutouts, tinted
 from infra.truth import ClipTruth, MentionTruth, ObjectTruth, write_truth
 from infra.video import Image
 from infra.weights import CATALOGUE
+from schemas.clip import Split, split_of
 from schemas.mask import Mask, encode
 from schemas.record import Record
 from schemas.track import ObjectMasks
@@ -80,6 +84,19 @@ def write_clip(video: Path, plan: Plan, scene: Scene) -> dict[str, object]:
         "end_s": scene.num_frames / scene.fps,
         "license": _licenses(plan),
     }
+
+
+def put_in_split(video: Path, split: Split) -> None:
+    """Append an empty box, which players skip, to an MP4 file, so that its bytes put it where it is wanted.
+
+    The split of a video follows from the hash of its bytes: of clips as they come, one in ten would be held out.
+    """
+    data = video.read_bytes()
+    for number in itertools.count():
+        candidate = data + struct.pack(">I4sI", 12, b"free", number)
+        if split_of(hashlib.sha256(candidate).hexdigest()) == split:
+            video.write_bytes(candidate)
+            return
 
 
 def draw_plan(rng: np.random.Generator, scene: Scene) -> Plan:

@@ -18,11 +18,6 @@ class OptionScore(NamedTuple):
     log_probability: float
     num_tokens: int
 
-    @property
-    def per_token(self) -> float:
-        """Mean log probability of a token, for options of different lengths."""
-        return self.log_probability / self.num_tokens
-
 
 def answer(
     model: VideoReferForConditionalGeneration,

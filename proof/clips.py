@@ -1,9 +1,6 @@
 """Synthetic clips whose objects have colours drawn at random, a set number of them held out."""
 
-import hashlib
-import itertools
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +8,7 @@ from rich.progress import track
 
 from infra.actors import Scene
 from infra.cutouts import TINTS_RGB
-from infra.synthetic import Plan, draw_plan, write_clip
-from schemas.clip import Split, split_of
+from infra.synthetic import Plan, draw_plan, put_in_split, write_clip
 
 SEED = 4242
 SCENE = Scene(difficulty="crowd")
@@ -27,7 +23,7 @@ def write_source(folder: Path, num_train: int, num_held_out: int) -> Path:
     for number in track(range(num_train + num_held_out), "clips"):
         video = folder / "clips" / f"proof-{number:03d}.mp4"
         rows.append(write_clip(video, _plan(np.random.default_rng([SEED, number])), SCENE))
-        _put_in_split(video, "train" if number < num_train else "held_out")
+        put_in_split(video, "train" if number < num_train else "held_out")
     manifest = folder / "clips.jsonl"
     manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return manifest
@@ -41,16 +37,3 @@ def _plan(rng: np.random.Generator) -> Plan:
         actor.model_copy(update={"colour": str(colour)}) for actor, colour in zip(plan.actors, colours, strict=True)
     )
     return plan.model_copy(update={"actors": tuple(tinted)})
-
-
-def _put_in_split(video: Path, split: Split) -> None:
-    """Append an empty box, which players skip, whose number puts the file where it is wanted.
-
-    The engine splits by the hash of a file's bytes: of clips as they come, one in ten would be held out.
-    """
-    data = video.read_bytes()
-    for number in itertools.count():
-        candidate = data + struct.pack(">I4sI", 12, b"free", number)
-        if split_of(hashlib.sha256(candidate).hexdigest()) == split:
-            video.write_bytes(candidate)
-            return

@@ -17,6 +17,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
+from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
@@ -43,6 +44,9 @@ from schemas.clip import Clip
 
 END_S = 60.0
 """How long to wait, once the pools are closed, until every task run has said how it ended."""
+
+COMMITTED = "videorefer.build.committed"
+"""The Prefect event of a build that was not there before."""
 
 WATCHERS: Watchers[ProgressSink] = Watchers()
 """Of builds."""
@@ -90,8 +94,25 @@ def publish_task(
         create_markdown_artifact(result.markdown(), key="build-counts", description=f"build {result.build_id}")
         about = f"report of build {result.build_id}"
         create_link_artifact(result.report_uri, link_text="report.html", key="build-report", description=about)
+    if result.is_new:
+        _tell_others(result)
     get_run_logger().info(result.summary())
     return result
+
+
+def _tell_others(result: BuildResult) -> None:
+    """Emit the event that other teams' automations follow; without a server that takes it, the build is no worse."""
+    with decoration():
+        emit_event(
+            COMMITTED,
+            {"prefect.resource.id": f"videorefer.build.{result.build_id}", "prefect.resource.name": result.build_id},
+            payload={
+                "build_id": result.build_id,
+                "lake": result.lake,
+                "report": result.report_uri,
+                "counts": [entry.model_dump(mode="json") for entry in result.counts],
+            },
+        )
 
 
 def _run_name() -> str:

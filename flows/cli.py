@@ -19,22 +19,28 @@ from flows.cli_common import (
     print_json,
     say,
 )
+from flows.cli_deploy import deploy
+from flows.cli_pipeline import pipeline
 from flows.cli_quarantine import quarantine_app
 from flows.cli_train import train
 from flows.demo_source import MANIFEST, write_demo_source
 from flows.doctor import examine, fetch_weights
 from flows.dry_run import dry_run, print_dry_run
+from flows.pipeline_record import MODELS_FOLDER
 from flows.profile_config import load_profile
 from flows.result import BuildResult
-from flows.run_build import end_lost_builds, print_build, run_build
-from flows.run_train import ask_sample, print_training, run_train
-from flows.server import running_server, start_server, stop_server
+from flows.run_build import command_of, end_lost_builds, print_build, run_build
+from flows.run_pipeline import asked_of, print_pipeline, run_pipeline
+from flows.run_train import ask_sample
+from flows.server import DATABASE, quieten_prefect, running_server, start_server, stop_server
+from flows.worker import running_worker, start_worker, stop_worker
 from infra.builds import latest_build, list_builds
 from infra.lake import Lake
-from infra.synthetic import write_clips
+from infra.synthetic import put_in_split, write_clips
 
-DEMO_SYNTHETIC_CLIPS = 10
+DEMO_SYNTHETIC_CLIPS, DEMO_HELD_OUT = 10, 8
 DEMO_SEED = 7
+NOT_RUNNING = "not running (videorefer up)"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,10 +56,21 @@ app = typer.Typer(
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(bench_app, name="bench")
 app.command()(train)
+app.command()(pipeline)
+app.command()(deploy)
 app.command(cls=ObjectsInOrder)(ask)
 
 PortOption = Annotated[
     int, typer.Option("--port", min=1, max=65535, help="Where the Prefect server listens, on loopback.")
+]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        envvar=DATABASE,
+        show_envvar=True,
+        help="Where the server keeps its runs, as postgresql+asyncpg://user:password@host/name; a file if not given.",
+    ),
 ]
 
 
@@ -62,24 +79,27 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where sources, lake and report go.")] = Path("demo"),
     as_json: JsonOption = False,
 ) -> None:
-    """The whole graph on sample clips: eight real, ten synthetic; a build, then a smoke training of a few steps."""
+    """The whole graph on sample clips, eight real and ten synthetic: build, smoke training, bench and gate.
+
+    So few items decide nothing: the gate says `undecided`.
+    """
     with one_line_errors():
         fetch_weights("embedded", say=say(as_json))
         manifest = out / "source" / MANIFEST
         if not manifest.exists():
-            synthetic = write_clips(out / "source" / "synthetic", DEMO_SYNTHETIC_CLIPS, DEMO_SEED)
+            folder = out / "source" / "synthetic"
+            synthetic = write_clips(folder, DEMO_SYNTHETIC_CLIPS, DEMO_SEED)
+            for number in range(DEMO_SYNTHETIC_CLIPS):
+                video = out / "source" / str(synthetic[number]["video"])
+                put_in_split(video, "held_out" if number < DEMO_HELD_OUT else "train")
             write_demo_source(out / "source", synthetic)
-        lake = str((out / "lake").absolute())
-        built = run_build(manifest, None, lake, "embedded", None, None, as_json)
-        folder = out / "model" / built.build_id
-        trained = run_train(lake, built.build_id, None, folder, "smoke", None, None, None, as_json)
-        asked = ask_sample(trained, folder)
+        build = command_of(manifest, None, "embedded", None, None)
+        result = run_pipeline(asked_of(build, str(out / "lake"), out / "pipeline", "smoke", None), as_json)
+        asked = ask_sample(result.train, Path(result.folder) / MODELS_FOLDER / result.gate.model)
         if as_json:
-            told = built.model_dump(mode="json") | {"train": trained.model_dump(mode="json")}
-            print_json(told | {"asked": asked.model_dump(mode="json")})
+            print_json(result.model_dump(mode="json") | {"asked": asked.model_dump(mode="json")})
         else:
-            print_build(built)
-            print_training(trained, folder)
+            print_pipeline(result)
             typer.echo(asked.describe())
 
 
@@ -134,23 +154,29 @@ def status(
     lake: Annotated[str | None, typer.Option("--lake", help="Also list the builds of this lake.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What runs here (the Prefect server), and which builds a lake holds."""
+    """What runs here (the Prefect server and its worker), and which builds a lake holds."""
     with one_line_errors():
         if server := running_server():
             end_lost_builds(server)
+        worker = running_worker()
         builds = () if lake is None else list_builds(Lake(lake))
         latest = None if lake is None else latest_build(Lake(lake))
         if as_json:
             print_json(
                 {
                     "server": None if server is None else server.url,
+                    "server_pid": None if server is None else server.pid,
+                    "worker_pid": None if worker is None else worker.pid,
                     "latest": latest,
                     "builds": [manifest.model_dump(mode="json") for manifest in builds],
                 }
             )
             return
         console = Console()
-        console.print(f"Prefect server: {server.url}" if server else "Prefect server: not running (videorefer up)")
+        at = f"{server.url}, process {server.pid}" if server else NOT_RUNNING
+        console.print(f"Prefect server: {at}", highlight=False, soft_wrap=True)
+        at = f"asks {worker.api_url}, process {worker.pid}" if worker else NOT_RUNNING
+        console.print(f"Prefect worker: {at}", highlight=False, soft_wrap=True)
         if lake is None:
             return
         table = Table("build", "created", "profile", "samples", "quarantined", "", box=None, header_style="dim")
@@ -245,20 +271,39 @@ def doctor(
 
 
 @app.command()
-def up(port: PortOption = 4200) -> None:
-    """Start the Prefect server with its page, on loopback; builds then report to it."""
+def up(port: PortOption = 4200, database: DatabaseOption = None) -> None:
+    """Start the Prefect server with its page, and a worker for deployed runs, both on loopback.
+
+    Runs of the command line report to the server too. Run it again after a crash or a restart of the machine: it
+    starts what does not run, ends the runs that were lost, and keeps the rest. Ray is not started here: each run that
+    has work starts its own, or joins the cluster that `--ray` names.
+    """
     with one_line_errors():
-        server, new = start_server(port)
+        server, new = start_server(port, database)
+        quieten_prefect()
+        worker, new_worker = start_worker(server)
         end_lost_builds(server)
-        typer.echo(f"Prefect {'is up' if new else 'was up already'}: {server.url}/runs")
+        typer.echo(f"Prefect {_is_up(new)}: {server.url}/runs (process {server.pid})")
+        typer.echo(f"its worker {_is_up(new_worker)} (process {worker.pid})")
+
+
+def _is_up(new: bool) -> str:
+    return "is up" if new else "was up already"
 
 
 @app.command()
 def down() -> None:
     """Stop what `up` started."""
     with one_line_errors():
+        quieten_prefect()
+        worker = stop_worker()  # first, so that its run can tell the server how it ended
         server = stop_server()
-        typer.echo(f"stopped {server.url}" if server else "nothing was running")
+        if server:
+            typer.echo(f"stopped {server.url}")
+        if worker:
+            typer.echo("stopped its worker")
+        if not (server or worker):
+            typer.echo("nothing was running")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 Another distribution that ships one of them would shadow or break ours, so nothing of ours is imported before the check.
 """
 
+import os
 import signal
 import sys
 from importlib.metadata import packages_distributions
@@ -31,6 +32,9 @@ def main() -> None:
         sys.stderr.write(f"error: {problem}\n")
         raise SystemExit(1)
     signal.signal(signal.SIGTERM, _interrupt)
+    # threads that spin while they wait take the processor from other programs' threads, which wait for them in turn;
+    # it counts where it is set before torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from flows.cli import main as run  # takes a second, in which an interrupt may come
 

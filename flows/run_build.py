@@ -1,6 +1,5 @@
 """One build from the command line: its server, what earlier builds left there, its progress, and how it ends."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from flows.profile_config import shipped_profiles
 from flows.progress import TerminalProgress
 from flows.result import BuildResult
 from flows.run_flow import flow_on_page
-from flows.server import Server
+from flows.started import Server
 from infra.builds import BuildCommand
 from infra.source_rows import check_source
 
@@ -56,10 +55,10 @@ def command_of(source: Path, root: Path | None, profile: str, limit: int | None,
 
 def end_lost_builds(server: Server) -> None:
     """End on a server the runs of builds that were killed; where it is too busy now, another command will do it."""
-    os.environ.setdefault("PREFECT_API_URL", server.api_url)
     from httpx import HTTPError
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.leftovers import end_lost_runs
 
-    with suppress(HTTPError):
+    with suppress(HTTPError), temporary_settings({PREFECT_API_URL: server.api_url}):
         end_lost_runs()

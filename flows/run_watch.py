@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from uuid import UUID
@@ -18,6 +18,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
+
+from flows.leftovers import mark_run
 
 ASK_EVERY_S = 2.0
 ANSWER_S = 10.0
@@ -42,6 +44,8 @@ def watched_run(flow_run_id: UUID, lost_after_s: float = LOST_AFTER_S) -> Iterat
     under way is tidied up alike, and leaves it as CancelledOnPageError or ServerLostError. Signals reach the main
     thread only; a run in another thread is not watched.
     """
+    with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+        mark_run(client, flow_run_id)  # without it a later command cannot tell that it is lost; its heartbeats still do
     if threading.current_thread() is not threading.main_thread():
         yield
         return

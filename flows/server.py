@@ -12,13 +12,15 @@ from pathlib import Path
 
 import httpx
 from filelock import FileLock
-from pydantic import ValidationError
 
+from flows.started import Server, Started, note, note_file, noted
 from infra.processes import began
-from infra.settings import settings
-from schemas.record import Record
+from schemas.record import short_id
 
 HOST = "127.0.0.1"
+DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
+HEARTBEAT_S = 30
+"""How often a run says that it lives; the least that Prefect takes."""
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 
@@ -27,37 +29,28 @@ class ServerError(RuntimeError):
     """The server could not be started or stopped, in one line."""
 
 
-class Server(Record):
-    """A server that `up` started: its process, when that began, and where it listens."""
-
-    pid: int
-    began: str
-    url: str
-
-    @property
-    def api_url(self) -> str:
-        """The address that Prefect clients want."""
-        return f"{self.url}/api"
-
-
 _temporary: list[str] = []
 """API addresses of servers that end with this process; a second flow run of a process finds the first one's."""
 
 
 def running_server() -> Server | None:
     """The server that `up` started, if it still answers."""
-    server = _noted()
-    return server if server and _runs(server) and _answers(server) else None
+    server = noted().server
+    return server if server and server.runs and _answers(server) else None
 
 
-def start_server(port: int) -> tuple[Server, bool]:
+def start_server(port: int, database: str | None = None) -> tuple[Server, bool]:
     """Start the server on loopback and wait until it answers; True if it was not running before.
 
-    The server keeps running when this process ends. Raises ServerError where the port is taken by something else or
-    the server does not come up.
+    The server keeps running when this process ends. `database` is an SQLAlchemy address; without it Prefect takes the
+    one of its settings, which is an SQLite file where nothing is set. Raises ServerError where the port is taken by
+    something else, the server does not come up, or runs already on another database.
     """
-    with FileLock(_state_file().with_suffix(".lock")):
+    mark = short_id(database) if database else ""  # the address may hold a password
+    with FileLock(note_file().with_suffix(".lock")):
         if server := running_server():
+            if database and server.database != mark:
+                raise ServerError("the server runs already, on another database: first videorefer down")
             return server, False
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -67,10 +60,12 @@ def start_server(port: int) -> tuple[Server, bool]:
                 raise ServerError(
                     f"port {port} is taken: choose another with --port, or stop what listens there"
                 ) from error
-        log = _state_file().with_name("prefect-server.log")
+        log = note_file().with_name("prefect-server.log")
         url = f"http://{HOST}:{port}"
         # the page asks the API at the address that the server is told, which is port 4200 unless said here
         env = os.environ | {"PREFECT_API_URL": f"{url}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        if database:
+            env |= {DATABASE: database}
         with log.open("ab") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)],
@@ -80,7 +75,7 @@ def start_server(port: int) -> tuple[Server, bool]:
                 stderr=out,
                 start_new_session=True,
             )
-        server = Server(pid=process.pid, began=began(process.pid) or "", url=url)
+        server = Server(pid=process.pid, began=began(process.pid) or "", url=url, database=mark)
         try:
             _wait_until_up(process, server, log)
         except BaseException:  # an interrupt too: without its note nothing could stop the server later
@@ -88,24 +83,17 @@ def start_server(port: int) -> tuple[Server, bool]:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-        _state_file().write_text(server.model_dump_json())
+        note(Started(server=server, worker=noted().worker))
         return server, True
 
 
 def stop_server() -> Server | None:
     """Stop the server that `up` started, whether it answers or hangs; None if it does not run."""
-    server = _noted()
+    server = noted().server
     if server is None:
         return None
-    stopped = _runs(server)
-    if stopped:
-        _signal(server, signal.SIGTERM)
-        deadline_s = time.monotonic() + STOP_TIMEOUT_S
-        while _runs(server) and time.monotonic() < deadline_s:
-            time.sleep(0.2)
-        if _runs(server):
-            _signal(server, signal.SIGKILL)
-    _state_file().unlink(missing_ok=True)
+    stopped = server.stop(STOP_TIMEOUT_S)
+    note(Started(worker=noted().worker))
     return server if stopped else None
 
 
@@ -115,12 +103,10 @@ def point_prefect_at_server() -> bool:
     What the user has set counts first; then the server that `up` started; else one is started that ends with this
     process. Raises ServerError where that one does not come up.
     """
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # the terminal shows progress and errors in a line; logs and tracebacks are on the run's page
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    quieten_prefect()
     # a lost server is noticed by `flows.run_watch`; until a call gives up it holds the thread that made it
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
     if "PREFECT_API_URL" in os.environ:
         return os.environ["PREFECT_API_URL"] not in _temporary
     server = running_server()
@@ -132,6 +118,14 @@ def point_prefect_at_server() -> bool:
 
     refresh_global_settings_context()  # looking for a choice has read the settings
     return False
+
+
+def quieten_prefect() -> None:
+    """Have Prefect say nothing in this process, unless the user has chosen otherwise; before it is imported."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # the terminal shows progress and errors in a line; logs and tracebacks are on the run's page
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
 
 
 def _chosen_in_profile() -> str | None:
@@ -149,7 +143,7 @@ def _start_temporary() -> str:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         url = f"http://{HOST}:{probe.getsockname()[1]}"
-    log = _state_file().with_name("prefect-temporary-server.log")
+    log = note_file().with_name("prefect-temporary-server.log")
     with log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "flows.temporary_server", url.rpartition(":")[2]],
@@ -181,21 +175,6 @@ def _end_temporary(process: "subprocess.Popen[bytes]") -> None:
         process.kill()
 
 
-def _state_file() -> Path:
-    folder = settings().cache_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "prefect-server.json"
-
-
-def _noted() -> Server | None:
-    """The server that `up` noted last; a note that was cut off is none."""
-    state = _state_file()
-    try:
-        return Server.model_validate_json(state.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
 def _wait_until_up(process: "subprocess.Popen[bytes]", server: Server, log: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while not _answers(server):
@@ -209,16 +188,3 @@ def _answers(server: Server) -> bool:
         return httpx.get(f"{server.api_url}/health", timeout=2.0).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
-
-
-def _signal(server: Server, number: signal.Signals) -> None:
-    """Signal the server and the processes that it started; it may have ended a moment ago."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(server.pid, number)
-
-
-def _runs(server: Server) -> bool:
-    """Whether the noted process runs: its number may be another's by now, its number and beginning are not."""
-    with suppress(ChildProcessError):  # started by this very process: it would stay a zombie until waited for
-        os.waitpid(server.pid, os.WNOHANG)
-    return began(server.pid) == server.began

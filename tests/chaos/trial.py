@@ -57,7 +57,7 @@ class Site:
         """Start the lasting server, if it does not run."""
         command = [sys.executable, "-c", CODE, "up", "--port", str(self.port)]
         subprocess.run(command, env=self.environment("server", "cache"), check=True, capture_output=True)
-        self.server_pid = json.loads((self.folder / "cache" / "prefect-server.json").read_text())["pid"]
+        self.server_pid = json.loads((self.folder / "cache" / "prefect-server.json").read_text())["server"]["pid"]
 
     def down(self) -> None:
         """Stop it."""

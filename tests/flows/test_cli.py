@@ -85,7 +85,8 @@ def test_a_bad_profile_is_bad_usage_in_one_line(command: tuple[str, ...]) -> Non
 
 def test_status_as_json_is_one_object_and_nothing_else(built: Any) -> None:
     alone = invoke("status", "--json")
-    assert json.loads(alone.stdout) == {"server": None, "latest": None, "builds": []}
+    nothing = {"server": None, "server_pid": None, "worker_pid": None, "latest": None, "builds": []}
+    assert json.loads(alone.stdout) == nothing
     assert (alone.stdout.count("\n"), alone.stderr) == (1, "")
     told = json.loads(invoke("status", "--lake", built.lake.root, "--json").stdout)
     assert [manifest["build_id"] for manifest in told["builds"]] == [told["latest"]]

@@ -10,10 +10,10 @@ from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelling, Completed, Running
+from prefect.states import Cancelling, Completed, Pending, Running
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.leftovers import end_lost_runs, other_builds, process_tag
+from flows.leftovers import MAX_RESTARTS, end_lost_runs, end_lost_submissions, mark_run, other_builds, process_tag
 from infra.processes import ProcessMark
 
 pytestmark = pytest.mark.timeout(180)
@@ -125,3 +125,58 @@ def test_other_builds_on_a_lake_are_told(
     for run in (*told, *others):
         client.set_flow_run_state(run.id, Completed(), force=True)
     assert other_builds(here) == ()
+
+
+@flow(name="as a pipeline", persist_result=False)
+def as_pipeline() -> None:
+    """Ends at once; its run is set back to what a kill would leave."""
+    as_build("lake")
+
+
+def deployed(client: SyncPrefectClient) -> FlowRun:
+    """A run of a deployment that no worker asks for."""
+    deployment_id = client.create_deployment(client.create_flow(as_build), "by hand", parameters={"lake": "lake"})
+    return client.create_flow_run_from_deployment(deployment_id)
+
+
+def test_a_lost_run_of_a_deployment_starts_again_but_not_for_ever(
+    client: SyncPrefectClient, gone: ProcessMark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = deployed(client)
+    monkeypatch.setattr("flows.leftovers.process_tag", lambda: tag_of(gone))
+    seen = []
+    for _ in range(MAX_RESTARTS + 1):
+        client.set_flow_run_state(run.id, Pending(), force=True)
+        assert end_lost_runs() == 0, "the process of the last try says nothing of the next one"
+        client.set_flow_run_state(run.id, Running(), force=True)
+        assert end_lost_runs() == 0
+        mark_run(client, run.id)
+        assert end_lost_runs() == 1
+        seen.append(state_of(client, run.id))
+    assert seen == ["AwaitingRetry"] * MAX_RESTARTS + ["Crashed"]
+
+
+def test_a_run_that_a_worker_took_on_and_never_began_ends_with_it(client: SyncPrefectClient) -> None:
+    runs = [deployed(client), deployed(client), deployed(client)]
+    for run, name in zip(runs, ("mine", "mine", "another's"), strict=True):
+        client.set_flow_run_state(run.id, Pending(), force=True)
+        client.update_flow_run_labels(run.id, {"prefect.worker.name": name})
+    client.set_flow_run_state(runs[1].id, Running(), force=True)
+    mark_run(client, runs[1].id)
+    assert end_lost_submissions(client, "mine") == 1
+    assert [state_of(client, run.id) for run in runs] == ["AwaitingRetry", "Running", "Pending"]
+    for run in runs:
+        client.set_flow_run_state(run.id, Completed(), force=True)
+
+
+def test_a_part_of_a_run_ends_with_it(client: SyncPrefectClient, gone: ProcessMark) -> None:
+    whole = as_pipeline(return_state=True).state_details.flow_run_id
+    assert whole is not None
+    parts = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [whole]}})
+    )
+    assert len(parts) == 1
+    client.set_flow_run_state(parts[0].id, Running(), force=True)
+    assert end_lost_runs() == 1
+    assert state_of(client, parts[0].id) == "Crashed"
+    assert state_of(client, whole) == "Completed"

@@ -28,7 +28,14 @@ class FakeServer(BaseHTTPRequestHandler):
     state = "RUNNING"
     status = 200
 
+    def do_PATCH(self) -> None:
+        self.send_response(204)
+        self.end_headers()
+
     def do_GET(self) -> None:
+        if self.path.startswith("/api/csrf-token"):  # which a real one answers so where it asks for none
+            self.send_error(422)
+            return
         state = {"type": self.state, "name": self.state.title()}
         told = {"id": str(RUN), "flow_id": str(uuid4()), "state": state, "state_type": self.state}
         self.send_response(self.status)

@@ -15,15 +15,16 @@ import httpx
 import pytest
 
 from flows import server as server_module
+from flows import started
 from flows.server import (
     HOST,
-    Server,
     ServerError,
     point_prefect_at_server,
     running_server,
     start_server,
     stop_server,
 )
+from flows.started import Server, Started
 from infra.processes import began
 from infra.settings import settings
 
@@ -142,8 +143,7 @@ def test_an_interrupted_start_leaves_no_server_behind(free_port: int, monkeypatc
 
 def note(server: Server) -> Path:
     state = settings().cache_dir / "prefect-server.json"
-    state.parent.mkdir()
-    state.write_text(server.model_dump_json())
+    started.note(Started(server=server))
     return state
 
 
@@ -179,7 +179,7 @@ def test_a_server_that_ended_before_its_signal_is_no_error(
         sleeper.wait()
         killpg(pid, number)
 
-    monkeypatch.setattr(server_module.os, "killpg", just_ended)
+    monkeypatch.setattr(started.os, "killpg", just_ended)
     assert stop_server() == noted
 
 

@@ -1,0 +1,71 @@
+"""`videorefer pipeline`: build, train, bench and gate in one run."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from benchmark.gate import GateRule
+from flows.cli_common import BAD_USAGE, JsonOption, LakeOption, ProfileOption, fail, one_line_errors, print_json
+from flows.run_build import command_of
+from flows.train_profile import shipped_train_profiles
+
+_RULE = GateRule()
+
+
+def pipeline(
+    source: Annotated[Path, typer.Option("--source", help="Videos with captions, as `videorefer build` takes them.")],
+    lake: LakeOption,
+    out: Annotated[Path, typer.Option("--out", help="The folder for frozen items, models, reports and latest.json.")],
+    root: Annotated[
+        Path | None, typer.Option("--root", help="What `video` is relative to; the manifest's folder if not given.")
+    ] = None,
+    profile: ProfileOption = "embedded",
+    train_profile: Annotated[
+        str, typer.Option("--train-profile", help=f"One of {', '.join(shipped_train_profiles())}, or a TOML file.")
+    ] = "embedded",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first N readable rows of the source.")
+    ] = None,
+    num_steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="So many optimiser steps, in place of the profile's length.")
+    ] = None,
+    mode: Annotated[
+        Literal["single", "multi"], typer.Option("--mode", help="Masks shown: of the item's one frame, or of all.")
+    ] = "multi",
+    scorer: Annotated[
+        Literal["letter", "likelihood"], typer.Option("--scorer", help="How an option is chosen, as in `bench q`.")
+    ] = "likelihood",
+    min_items: Annotated[
+        int, typer.Option("--min-items", min=1, help="On fewer items nothing is decided.")
+    ] = _RULE.min_items,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="McNemar's p below this is a win, where the new model is right more often.")
+    ] = _RULE.alpha,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="So large a gain, a share of the items, is a win whatever p is.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build, train, bench, and let the new model be `latest` only if it beats the last one on the same items.
+
+    The first must beat its untrained self. The items are drawn once, from held-out clips of the first build, and stay.
+    A rejected model is kept. The same command again finishes what was interrupted, and does nothing that is done.
+    """
+    with one_line_errors():
+        from flows.run_pipeline import asked_of, print_pipeline, run_pipeline
+
+        if out.exists() and not out.is_dir():
+            fail(f"--out {out} is a file; name a folder, which is made if it is not there", BAD_USAGE)
+        rule = GateRule(min_items=min_items, alpha=alpha, margin=margin)
+        chosen: Literal["letters", "likelihood"] = "letters" if scorer == "letter" else "likelihood"
+        build = command_of(source, root, profile, limit, ray)
+        asked = asked_of(build, lake, out, train_profile, num_steps, mode=mode, scorer=chosen, rule=rule)
+        result = run_pipeline(asked, as_json)
+        if as_json:
+            print_json(result.model_dump(mode="json"))
+        else:
+            print_pipeline(result)

@@ -333,5 +333,7 @@ class RayPool(Generic[JobT, OutT]):
 
 
 def _end(slot: _Slot[Any, Any]) -> None:
+    if not ray.is_initialized():
+        return  # `ray.kill` would start one
     with contextlib.suppress(RayError, ValueError):
         ray.kill(slot.actor)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import ActorDiedError
 
 from infra.pool import MAX_LOSSES, JobFailure
@@ -97,3 +98,4 @@ def test_a_job_whose_answers_die_with_the_next_one_is_not_blamed_for_it(
     assert failed == {"b": MAX_LOSSES}
     assert actors.begun.count("b") <= MAX_LOSSES + 1  # once among others, where it could not be known, then alone
     assert all(1 <= actors.begun.count(name) <= 2 for name in names if name != "b")
+    assert not ray.is_initialized()

@@ -35,7 +35,7 @@ def test_the_likeliest_option_is_that_of_a_pass_over_each_whole_answer(bench: An
             messages = (*request.messages, Message("assistant", option[4:]))
             with torch.no_grad():
                 whole = processor.encode(request._replace(messages=messages), True)
-                losses[option] = float(network.eval()(**processor.collate([whole], "left")).loss)
+                losses[option] = float(network.eval()(**processor.collate([whole], "left")).loss_sum)
         wanted.append(min(losses, key=losses.__getitem__))
     got = [json.loads(line)["pred"] for line in Path(result.predictions).read_text().splitlines()]
     assert got == wanted

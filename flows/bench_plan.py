@@ -28,6 +28,7 @@ from flows.bench_record import (
 from flows.train_base import base_labels
 from flows.train_profile import FolderBase
 from infra.chat import ChatSettings
+from infra.video_index import file_sha256
 
 Item = QuestionItem | DescriptionItem
 
@@ -60,7 +61,7 @@ def plan_bench(asked: BenchAsked) -> Bench:
     run = BenchRun(
         bench=asked.scoring.bench,
         items_file=path.name,
-        items_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        items_sha256=file_sha256(path),
         num_items=len(items),
         num_machine_made=len(made),
         num_checked=sum(row.get("checked") is True for row in made),

@@ -14,7 +14,10 @@ from flows.cli_common import (
     FAILED,
     JsonOption,
     LakeOption,
+    LimitOption,
     ProfileOption,
+    RayOption,
+    RootOption,
     one_line_errors,
     print_json,
     say,
@@ -115,16 +118,10 @@ def build(
         ),
     ],
     lake: LakeOption,
-    root: Annotated[
-        Path | None, typer.Option("--root", help="What `video` is relative to; the manifest's folder if not given.")
-    ] = None,
+    root: RootOption = None,
     profile: ProfileOption = "embedded",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first N readable rows of the source.")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
-    ] = None,
+    limit: LimitOption = None,
+    ray: RayOption = None,
     only_say: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, why, and about how long it takes; do nothing.")
     ] = False,

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -26,6 +27,15 @@ err = Console(stderr=True)
 LakeOption = Annotated[str, typer.Option("--lake", help="The folder (or s3:// prefix) that holds outputs and builds.")]
 ProfileOption = Annotated[
     str, typer.Option("--profile", help=f"One of {', '.join(shipped_profiles())}, or a TOML file.")
+]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="What `video` is relative to; the manifest's folder if not given.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first N readable rows of the source.")
+]
+RayOption = Annotated[
+    str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 

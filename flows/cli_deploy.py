@@ -2,20 +2,32 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows.cli_common import BAD_USAGE, FAILED, JsonOption, ProfileOption, fail, one_line_errors, print_json
-from flows.preflight import preflight
+from flows.cli_common import (
+    BAD_USAGE,
+    FAILED,
+    JsonOption,
+    LimitOption,
+    ProfileOption,
+    RayOption,
+    RootOption,
+    fail,
+    one_line_errors,
+    print_json,
+)
+from flows.cli_pipeline import StepsOption, TrainProfileOption
 from flows.run_build import command_of
+from flows.run_pipeline import asked_of, check_asked
 from flows.server import quieten_prefect, running_server
 from flows.started import Server
-from flows.train_profile import load_train_profile, shipped_train_profiles
 from flows.worker import running_worker
-from infra.source_rows import check_source
 
 DEFAULT_NAME = "scheduled"
+_AS_THE_FLOW_HAS = {"mode", "scorer", "rule"}
+"""What deployed runs take from the flow's own defaults."""
 
 
 def deploy(
@@ -35,22 +47,12 @@ def deploy(
     name: Annotated[str, typer.Option("--name", help="Of the deployment; the same name is brought up to date.")] = (
         DEFAULT_NAME
     ),
-    root: Annotated[
-        Path | None, typer.Option("--root", help="What `video` is relative to; the manifest's folder if not given.")
-    ] = None,
+    root: RootOption = None,
     profile: ProfileOption = "embedded",
-    train_profile: Annotated[
-        str, typer.Option("--train-profile", help=f"One of {', '.join(shipped_train_profiles())}, or a TOML file.")
-    ] = "embedded",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first N readable rows of the source.")
-    ] = None,
-    num_steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="So many optimiser steps, in place of the profile's length.")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
-    ] = None,
+    train_profile: TrainProfileOption = "embedded",
+    limit: LimitOption = None,
+    num_steps: StepsOption = None,
+    ray: RayOption = None,
     is_removed: Annotated[
         bool, typer.Option("--remove", help="Take the deployment off; nothing else is asked.")
     ] = False,
@@ -77,11 +79,13 @@ def deploy(
             schedule = cron_schedule(cron, timezone)
         except CronError as error:
             fail(str(error), BAD_USAGE)
-        parameters = _checked_parameters(source, lake, out, root, profile, train_profile, limit, num_steps, ray)
+        build = command_of(source, root, profile, limit, ray)
+        asked = asked_of(build, lake, out, train_profile, num_steps)
+        check_asked(asked)
         from flows.deploy import deploy
         from flows.pipeline import pipeline
 
-        deployed = deploy(server, pipeline, name, parameters, schedule, Path.cwd())
+        deployed = deploy(server, pipeline, name, asked.model_dump(exclude=_AS_THE_FLOW_HAS), schedule, Path.cwd())
         if as_json:
             print_json(deployed.model_dump(mode="json"))
             return
@@ -91,36 +95,6 @@ def deploy(
         typer.echo(f"see it:     {deployed.page}")
         if running_worker() is None:
             typer.echo("its worker does not run, so that nothing starts: videorefer up")
-
-
-def _checked_parameters(
-    source: Path,
-    lake: str,
-    out: Path,
-    root: Path | None,
-    profile: str,
-    train_profile: str,
-    limit: int | None,
-    num_steps: int | None,
-    ray: str | None,
-) -> dict[str, Any]:
-    """What the flow is given, as it means the same in any folder; what a run would refuse is refused now."""
-    preflight(str(source), str(root) if root else None, lake, profile)
-    check_source(source, root)
-    train_profile = train_profile if train_profile in shipped_train_profiles() else str(Path(train_profile).absolute())
-    load_train_profile(train_profile, None, num_steps)
-    asked = command_of(source, root, profile, limit, ray)
-    return {
-        "source": asked.source,
-        "lake": lake if "://" in lake else str(Path(lake).absolute()),
-        "out": str(out.absolute()),
-        "root": asked.root,
-        "profile": asked.profile,
-        "train_profile": train_profile,
-        "limit": limit,
-        "num_steps": num_steps,
-        "ray_address": ray,
-    }
 
 
 def _server() -> Server:

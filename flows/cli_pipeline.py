@@ -6,30 +6,40 @@ from typing import Annotated, Literal
 import typer
 
 from benchmark.gate import GateRule
-from flows.cli_common import BAD_USAGE, JsonOption, LakeOption, ProfileOption, fail, one_line_errors, print_json
+from flows.cli_common import (
+    BAD_USAGE,
+    JsonOption,
+    LakeOption,
+    LimitOption,
+    ProfileOption,
+    RayOption,
+    RootOption,
+    fail,
+    one_line_errors,
+    print_json,
+)
 from flows.run_build import command_of
 from flows.train_profile import shipped_train_profiles
 
 _RULE = GateRule()
+
+TrainProfileOption = Annotated[
+    str, typer.Option("--train-profile", help=f"One of {', '.join(shipped_train_profiles())}, or a TOML file.")
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", min=1, help="So many optimiser steps, in place of the profile's length.")
+]
 
 
 def pipeline(
     source: Annotated[Path, typer.Option("--source", help="Videos with captions, as `videorefer build` takes them.")],
     lake: LakeOption,
     out: Annotated[Path, typer.Option("--out", help="The folder for frozen items, models, reports and latest.json.")],
-    root: Annotated[
-        Path | None, typer.Option("--root", help="What `video` is relative to; the manifest's folder if not given.")
-    ] = None,
+    root: RootOption = None,
     profile: ProfileOption = "embedded",
-    train_profile: Annotated[
-        str, typer.Option("--train-profile", help=f"One of {', '.join(shipped_train_profiles())}, or a TOML file.")
-    ] = "embedded",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first N readable rows of the source.")
-    ] = None,
-    num_steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="So many optimiser steps, in place of the profile's length.")
-    ] = None,
+    train_profile: TrainProfileOption = "embedded",
+    limit: LimitOption = None,
+    num_steps: StepsOption = None,
     mode: Annotated[
         Literal["single", "multi"], typer.Option("--mode", help="Masks shown: of the item's one frame, or of all.")
     ] = "multi",
@@ -45,9 +55,7 @@ def pipeline(
     margin: Annotated[
         float | None, typer.Option("--margin", help="So large a gain, a share of the items, is a win whatever p is.")
     ] = None,
-    ray: Annotated[
-        str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
-    ] = None,
+    ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build, train, bench, and let the new model be `latest` only if it beats the last one on the same items.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_common import BAD_USAGE, JsonOption, LakeOption, fail, one_line_errors, print_json
+from flows.cli_common import BAD_USAGE, JsonOption, LakeOption, RayOption, fail, one_line_errors, print_json
 from flows.run_train import print_training, run_train
 from flows.train_profile import shipped_train_profiles
 from flows.train_record import MODEL_FOLDER
@@ -32,9 +32,7 @@ def train(
         Path | None,
         typer.Option("--init", help="A model folder to begin with: saved here, or an official VideoRefer checkpoint."),
     ] = None,
-    ray: Annotated[
-        str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
-    ] = None,
+    ray: RayOption = None,
     num_steps: Annotated[
         int | None,
         typer.Option(

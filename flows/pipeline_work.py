@@ -1,6 +1,5 @@
 """The parts of a pipeline that are its own: items that stay the same from run to run, models by name, and the gate."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from flows.pipeline_record import (
 )
 from flows.train_record import TrainRun
 from infra.lake import Lake
+from infra.video_index import file_sha256
 from infra.whole_file import write_whole
 from schemas.record import short_id
 
@@ -52,7 +52,7 @@ def frozen_items(out: Path, lake: str, build_id: str) -> Path:
 
 def require_same_items(items: Path, latest: Latest | None) -> None:
     """Raises PipelineError where the items are not those on which the latest model was accepted."""
-    if latest is not None and (found := _sha256(items)) != latest.items_sha256:
+    if latest is not None and (found := file_sha256(items)) != latest.items_sha256:
         raise PipelineError(
             f"{items} was changed: its SHA-256 is {found[:12]}, and {latest.model} was accepted on "
             f"{latest.items_sha256[:12]}; put the old file back, or begin with another --out"
@@ -72,7 +72,7 @@ def judge_model(
     Raises PipelineError for answers to other items than `items`.
     """
     (name, scored), (rival, rival_scored) = new, other
-    sha256 = _sha256(items)
+    sha256 = file_sha256(items)
     if {scored.run.items_sha256, rival_scored.run.items_sha256} != {sha256}:
         raise PipelineError(f"{name} and the {rival} model did not answer {items}; choose another --out")
     asked = question_items(items)
@@ -91,7 +91,3 @@ def keep_gate(out: Path, gate: Gate) -> None:
     """Write down beside a model what became of it; `unchanged` leaves what stands there."""
     if gate.outcome != "unchanged":
         write_whole(out / MODELS_FOLDER / gate.model / GATE_FILE, gate.model_dump_json(indent=2).encode())
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

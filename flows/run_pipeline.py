@@ -12,12 +12,12 @@ from flows.preflight import preflight
 from flows.run_flow import flow_on_page
 from flows.train_profile import load_train_profile, shipped_train_profiles
 from infra.builds import BuildCommand
+from infra.source_rows import check_source
 
 
 def run_pipeline(asked: PipelineAsked, as_json: bool) -> PipelineResult:
     """Build, train, bench and gate; one that was cancelled or lost its server ends the process."""
-    preflight(asked.source, asked.root, asked.lake, asked.profile)
-    load_train_profile(asked.train_profile, None, asked.num_steps)
+    check_asked(asked)
     read_latest(Path(asked.out))
     console = Console(stderr=True, quiet=as_json)
     with flow_on_page(console):
@@ -27,6 +27,13 @@ def run_pipeline(asked: PipelineAsked, as_json: bool) -> PipelineResult:
             result = pipeline(**dict(asked))
     assert isinstance(result, PipelineResult)
     return result
+
+
+def check_asked(asked: PipelineAsked) -> None:
+    """Refuse source and profiles that a run would refuse; raises as a build and a training do."""
+    preflight(asked.source, asked.root, asked.lake, asked.profile)
+    check_source(Path(asked.source), Path(asked.root) if asked.root else None)
+    load_train_profile(asked.train_profile, None, asked.num_steps)
 
 
 def print_pipeline(result: PipelineResult) -> None:

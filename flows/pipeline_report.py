@@ -6,11 +6,13 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
+from benchmark.question_score import QuestionScore
 from flows.bench_record import BenchResult
 from flows.bench_table import bench_table
 from flows.pipeline_record import Gate
+from flows.plots import accuracy_plot, counts_plot, loss_plot
 from flows.result import BuildResult
-from flows.train_artifacts import loss_image, steps_table
+from flows.train_artifacts import steps_table
 from flows.train_record import TrainRecord
 from model.training.metrics import StepMetrics
 
@@ -35,13 +37,16 @@ def pipeline_markdown(
         f"# Pipeline: {gate.outcome}",
         f"Model `{gate.model}`: {gate.reason}.",
         built.markdown(),
+        counts_plot(built.counts),
         f"# Training: {trained.outcome.label}",
         trained.summary(out),
-        loss_image(rows, f"loss, {trained.outcome.label} on build {built.build_id}"),
+        loss_plot(rows, f"loss, {trained.outcome.label} on build {built.build_id}"),
         steps_table(rows),
     ]
     if results:
         parts.append(bench_table({f"{who}: {result.run.model_name}": result for who, result in results.items()}))
+        scores = {who: result.score for who, result in results.items() if isinstance(result.score, QuestionScore)}
+        parts.append(accuracy_plot(scores))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 

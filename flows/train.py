@@ -22,8 +22,9 @@ from prefect.utilities.annotations import quote
 
 from flows.artifacts import decoration
 from flows.out_folder import alone_in
+from flows.plots import loss_plot
 from flows.run_watch import CancelledOnPageError, watched_run
-from flows.train_artifacts import TrainArtifacts, loss_image, steps_table
+from flows.train_artifacts import TrainArtifacts, steps_table
 from flows.train_board import TensorBoardSink
 from flows.train_card import model_card
 from flows.train_plan import plan_training, training_outcome
@@ -90,7 +91,7 @@ def export_task(record: TrainRecord, out: Path, rows: Sequence[StepMetrics]) -> 
     (out / MODEL_FOLDER / "README.md").write_text(model_card(done), encoding="utf-8")
     write_record(out, done)
     title = f"loss, {outcome.label} on build {done.run.build_id}"
-    parts = (f"# Training: {outcome.label}", done.summary(out), loss_image(rows, title), steps_table(rows))
+    parts = (f"# Training: {outcome.label}", done.summary(out), loss_plot(rows, title), steps_table(rows))
     with decoration():
         create_markdown_artifact("\n\n".join(parts), key="train-result", description=title)
         create_link_artifact(

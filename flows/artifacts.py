@@ -22,11 +22,11 @@ UPDATE_EVERY_S = 2.0
 
 @contextmanager
 def decoration() -> Iterator[None]:
-    """Artifacts adorn a run: a server that cannot take one costs the artifact, never the build."""
+    """Artifacts, tags and events adorn a run: a server that cannot take one costs that one, never the build."""
     try:
         yield
     except (httpx.HTTPError, PrefectException) as error:
-        _LOG.warning("an artifact was not written: %s", error)
+        _LOG.warning("the run's page lacks something: %s", error)
 
 
 class ProgressArtifact:

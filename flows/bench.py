@@ -27,8 +27,9 @@ from flows.artifacts import ProgressArtifact, decoration
 from flows.bench_answers import Answered
 from flows.bench_plan import Bench, plan_bench
 from flows.bench_progress import WATCHERS, BenchProgress
-from flows.bench_record import BenchAsked, BenchResult, headline
+from flows.bench_record import BenchAsked, BenchResult, ModelAnswers, headline
 from flows.bench_work import alone, predict, score
+from flows.run_tags import last_name, tag_run
 from flows.run_watch import CancelledOnPageError, watched_run
 
 UPDATE_EVERY_S = 5.0
@@ -97,6 +98,10 @@ def _run_name() -> str:
     return f"bench {bench} " + "/".join(Path(out).parts[-2:])
 
 
+def _model_tag(asked: BenchAsked) -> dict[str, str]:
+    return {"model": last_name(asked.answers.model)} if isinstance(asked.answers, ModelAnswers) else {}
+
+
 @flow(name="bench", flow_run_name=_run_name, persist_result=False)
 def bench(asked: BenchAsked) -> BenchResult | State[None]:
     """Score a model, or a file of predictions, on the items of Bench-D or Bench-Q.
@@ -110,6 +115,7 @@ def bench(asked: BenchAsked) -> BenchResult | State[None]:
     try:
         # the run's tags are not for its task runs: Prefect would ask the server about limits of each tag
         with watched_run(UUID(str(flow_run.id))), TagsContext(current_tags=set()):
+            tag_run(bench=asked.scoring.bench, mode=asked.mode, **_model_tag(asked))
             planned = plan_bench(asked)
             with alone(asked, planned) as out:
                 answered: Answered = predict_task(asked, _whole(planned), out)

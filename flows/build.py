@@ -26,6 +26,7 @@ from prefect.utilities.annotations import allow_failure, quote
 
 from flows.artifacts import ArtifactProgress, decoration
 from flows.chain import Chain
+from flows.metrics import AgentMetrics
 from flows.plan import Plan, plan_build
 from flows.pools import Pools
 from flows.preflight import preflight
@@ -33,6 +34,7 @@ from flows.profile_config import ROLES, Profile, Role
 from flows.progress import BuildProgress, ProgressSink
 from flows.publish import publish_build
 from flows.result import BuildResult
+from flows.run_tags import last_name, tag_run
 from flows.run_watch import CancelledOnPageError, watched_run
 from flows.step import BuildRun, run_step
 from flows.watchers import Watchers
@@ -88,8 +90,8 @@ def publish_task(
     plan: Plan, run: BuildRun, command: BuildCommand, lake: Lake, profile: Profile, site: Site
 ) -> BuildResult:
     """Shards, tracks, quarantine, card, report, and the manifest last."""
-    failed, work = tuple(run.failed.values()), tuple(run.work.values())
-    result = publish_build(plan, run.chain, failed, command, lake, profile, site, work)
+    failed = tuple(run.failed.values())
+    result = publish_build(plan, run.chain, failed, command, lake, profile, site, run.work)
     with decoration():
         create_markdown_artifact(result.markdown(), key="build-counts", description=f"build {result.build_id}")
         about = f"report of build {result.build_id}"
@@ -145,7 +147,7 @@ def build(
         root: what the manifest's `video` column is relative to; the manifest's folder if not given.
         profile: the name of a shipped profile, or the path of a TOML file.
         limit: only the first rows of the source.
-        ray_address: a Ray cluster to join; a local one is started if not given, and only if there is work.
+        ray_address: a Ray cluster to join; if not given, that of `videorefer up`, or a small one for this run alone.
     """
     try:
         # the run's tags are not for its task runs: Prefect would ask the server about limits of each tag
@@ -158,15 +160,22 @@ def build(
 def _build(
     source: str, lake: str, root: str | None, profile: str, limit: int | None, ray_address: str | None
 ) -> BuildResult:
+    tag_run(profile=last_name(profile), lake=last_name(lake))
     resolved = preflight(source, root, lake, profile)
     labels = agent_labels(resolved)
     store = Lake(lake)
+    with decoration():
+        create_link_artifact(store.uri(), link_text="lake", key="lake", description="agents' outputs and builds")
     plan = plan_task(source, root, _whole(store), _whole(resolved), limit)
     site = Site(videos_root=str(plan.videos_root.resolve()), frames_dir=str(settings().cache_dir / "frames"))
-    progress = BuildProgress(len(plan.clips), (ArtifactProgress(), *WATCHERS.sinks()))
     steps: list[PrefectFuture[Any]] = []
     try:
-        with Pools(resolved, site, ray_address) as pools:
+        with (
+            Pools(resolved, site, ray_address) as pools,
+            AgentMetrics(store.address, resolved.name, pools.losses) as metrics,
+        ):
+            workers = {role: resolved.resources(role).workers for role in ROLES}
+            progress = BuildProgress(len(plan.clips), workers, (ArtifactProgress(), metrics, *WATCHERS.sinks()))
             run = BuildRun(chain=Chain(store, labels, annotator_needs(resolved)), pools=pools, progress=progress)
             _run_units(plan, run, resolved.units_in_flight, steps)
             ray_started = pools.started
@@ -178,6 +187,7 @@ def _build(
     result: BuildResult = publish_task(
         _whole(plan), _whole(run), _whole(command), _whole(store), _whole(resolved), _whole(site)
     )
+    tag_run(build=result.build_id)
     return result.model_copy(update={"ray_started": ray_started})
 
 

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from flows.cli_ask import ObjectsInOrder, ask
 from flows.cli_bench import bench_app
 from flows.cli_common import (
+    BAD_USAGE,
     FAILED,
     JsonOption,
     LakeOption,
@@ -18,6 +18,7 @@ from flows.cli_common import (
     ProfileOption,
     RayOption,
     RootOption,
+    fail,
     one_line_errors,
     print_json,
     say,
@@ -26,24 +27,20 @@ from flows.cli_deploy import deploy
 from flows.cli_pipeline import pipeline
 from flows.cli_quarantine import quarantine_app
 from flows.cli_train import train
+from flows.cli_up import down, status, up
 from flows.demo_source import MANIFEST, write_demo_source
 from flows.doctor import examine, fetch_weights
 from flows.dry_run import dry_run, print_dry_run
 from flows.pipeline_record import MODELS_FOLDER
 from flows.profile_config import load_profile
-from flows.result import BuildResult
-from flows.run_build import command_of, end_lost_builds, print_build, run_build
+from flows.run_build import command_of, print_build, run_build, submit_build
 from flows.run_pipeline import asked_of, print_pipeline, run_pipeline
 from flows.run_train import ask_sample
-from flows.server import DATABASE, quieten_prefect, running_server, start_server, stop_server
-from flows.worker import running_worker, start_worker, stop_worker
-from infra.builds import latest_build, list_builds
 from infra.lake import Lake
 from infra.synthetic import put_in_split, write_clips
 
 DEMO_SYNTHETIC_CLIPS, DEMO_HELD_OUT = 10, 8
 DEMO_SEED = 7
-NOT_RUNNING = "not running (videorefer up)"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,19 +59,6 @@ app.command()(train)
 app.command()(pipeline)
 app.command()(deploy)
 app.command(cls=ObjectsInOrder)(ask)
-
-PortOption = Annotated[
-    int, typer.Option("--port", min=1, max=65535, help="Where the Prefect server listens, on loopback.")
-]
-DatabaseOption = Annotated[
-    str | None,
-    typer.Option(
-        "--database",
-        envvar=DATABASE,
-        show_envvar=True,
-        help="Where the server keeps its runs, as postgresql+asyncpg://user:password@host/name; a file if not given.",
-    ),
-]
 
 
 @app.command()
@@ -125,6 +109,9 @@ def build(
     only_say: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, why, and about how long it takes; do nothing.")
     ] = False,
+    is_submitted: Annotated[
+        bool, typer.Option("--submit", help="Have the worker of `videorefer up` build, after the runs that wait.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build a dataset. The same command again finishes what was interrupted, and does nothing that is done.
@@ -132,6 +119,11 @@ def build(
     A clip that an agent could not finish is quarantined and left alone until `videorefer quarantine retry`.
     """
     with one_line_errors():
+        if only_say and is_submitted:
+            fail("--dry-run does nothing and --submit has it done: give one of them", BAD_USAGE)
+        if is_submitted:
+            submit_build(source, root, lake, profile, limit, ray, as_json)
+            return
         if only_say:
             found = dry_run(str(source), str(root) if root else None, Lake(lake), load_profile(profile), limit)
             if as_json:
@@ -146,49 +138,7 @@ def build(
             print_build(result)
 
 
-@app.command()
-def status(
-    lake: Annotated[str | None, typer.Option("--lake", help="Also list the builds of this lake.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """What runs here (the Prefect server and its worker), and which builds a lake holds."""
-    with one_line_errors():
-        if server := running_server():
-            end_lost_builds(server)
-        worker = running_worker()
-        builds = () if lake is None else list_builds(Lake(lake))
-        latest = None if lake is None else latest_build(Lake(lake))
-        if as_json:
-            print_json(
-                {
-                    "server": None if server is None else server.url,
-                    "server_pid": None if server is None else server.pid,
-                    "worker_pid": None if worker is None else worker.pid,
-                    "latest": latest,
-                    "builds": [manifest.model_dump(mode="json") for manifest in builds],
-                }
-            )
-            return
-        console = Console()
-        at = f"{server.url}, process {server.pid}" if server else NOT_RUNNING
-        console.print(f"Prefect server: {at}", highlight=False, soft_wrap=True)
-        at = f"asks {worker.api_url}, process {worker.pid}" if worker else NOT_RUNNING
-        console.print(f"Prefect worker: {at}", highlight=False, soft_wrap=True)
-        if lake is None:
-            return
-        table = Table("build", "created", "profile", "samples", "quarantined", "", box=None, header_style="dim")
-        for manifest in builds:
-            mark = "latest" if manifest.build_id == latest else ""
-            result = BuildResult.of(manifest, Lake(lake), is_new=False)
-            table.add_row(
-                manifest.build_id,
-                manifest.created_at,
-                manifest.profile_name,
-                str(result.num_samples),
-                str(result.num_quarantined),
-                mark,
-            )
-        console.print(table if builds else f"No build in {lake} yet: videorefer build --source ... --lake {lake}")
+app.command()(status)
 
 
 @app.command()
@@ -267,40 +217,8 @@ def doctor(
             raise typer.Exit(FAILED)
 
 
-@app.command()
-def up(port: PortOption = 4200, database: DatabaseOption = None) -> None:
-    """Start the Prefect server with its page, and a worker for deployed runs, both on loopback.
-
-    Runs of the command line report to the server too. Run it again after a crash or a restart of the machine: it
-    starts what does not run, ends the runs that were lost, and keeps the rest. Ray is not started here: each run that
-    has work starts its own, or joins the cluster that `--ray` names.
-    """
-    with one_line_errors():
-        server, new = start_server(port, database)
-        quieten_prefect()
-        worker, new_worker = start_worker(server)
-        end_lost_builds(server)
-        typer.echo(f"Prefect {_is_up(new)}: {server.url}/runs (process {server.pid})")
-        typer.echo(f"its worker {_is_up(new_worker)} (process {worker.pid})")
-
-
-def _is_up(new: bool) -> str:
-    return "is up" if new else "was up already"
-
-
-@app.command()
-def down() -> None:
-    """Stop what `up` started."""
-    with one_line_errors():
-        quieten_prefect()
-        worker = stop_worker()  # first, so that its run can tell the server how it ended
-        server = stop_server()
-        if server:
-            typer.echo(f"stopped {server.url}")
-        if worker:
-            typer.echo("stopped its worker")
-        if not (server or worker):
-            typer.echo("nothing was running")
+app.command()(up)
+app.command()(down)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from benchmark.gate import GateRule
 from flows.profile_config import shipped_profiles
 from flows.profile_files import ProfileError
 from infra.settings import Settings
@@ -35,7 +36,7 @@ LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="Only the first N readable rows of the source.")
 ]
 RayOption = Annotated[
-    str | None, typer.Option("--ray", help="Address of a Ray cluster to join; a local one if not given.")
+    str | None, typer.Option("--ray", help="A Ray cluster to join, as host:port; else that of `up`, or one of its own.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
@@ -52,7 +53,7 @@ def one_line_errors() -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
-        fail(said, BAD_USAGE if error.title == Settings.__name__ else FAILED)
+        fail(said, BAD_USAGE if error.title in (Settings.__name__, GateRule.__name__) else FAILED)
     except (OSError, ValueError, RuntimeError) as error:  # of the lake, weights, server, Ray, pools, and disks
         fail(str(error), FAILED)
     except Exception as error:

@@ -18,16 +18,22 @@ from flows.cli_common import (
     one_line_errors,
     print_json,
 )
-from flows.cli_pipeline import StepsOption, TrainProfileOption
+from flows.cli_pipeline import (
+    RULE,
+    AlphaOption,
+    MarginOption,
+    MinItemsOption,
+    ModeOption,
+    ScorerOption,
+    StepsOption,
+    TrainProfileOption,
+    judged,
+)
 from flows.run_build import command_of
 from flows.run_pipeline import asked_of, check_asked
-from flows.server import quieten_prefect, running_server
-from flows.started import Server
-from flows.worker import running_worker
+from flows.server import lasting_api
 
 DEFAULT_NAME = "scheduled"
-_AS_THE_FLOW_HAS = {"mode", "scorer", "rule"}
-"""What deployed runs take from the flow's own defaults."""
 
 
 def deploy(
@@ -52,6 +58,11 @@ def deploy(
     train_profile: TrainProfileOption = "embedded",
     limit: LimitOption = None,
     num_steps: StepsOption = None,
+    mode: ModeOption = "multi",
+    scorer: ScorerOption = "likelihood",
+    min_items: MinItemsOption = RULE.min_items,
+    alpha: AlphaOption = RULE.alpha,
+    margin: MarginOption = None,
     ray: RayOption = None,
     is_removed: Annotated[
         bool, typer.Option("--remove", help="Take the deployment off; nothing else is asked.")
@@ -64,10 +75,9 @@ def deploy(
     again, twice at most, and goes on from where it was.
     """
     with one_line_errors():
-        server = _server()
-        quieten_prefect()
+        api_url = lasting_api()
         if is_removed:
-            _remove(server, name)
+            _remove(api_url, name)
             return
         if source is None or lake is None or out is None or not cron:
             fail("--source, --lake, --out and --cron are needed, or --remove", BAD_USAGE)
@@ -80,33 +90,28 @@ def deploy(
         except CronError as error:
             fail(str(error), BAD_USAGE)
         build = command_of(source, root, profile, limit, ray)
-        asked = asked_of(build, lake, out, train_profile, num_steps)
+        how = judged(mode, scorer, min_items, alpha, margin)
+        asked = asked_of(build, lake, out, train_profile, num_steps, **how)
         check_asked(asked)
-        from flows.deploy import deploy
+        from flows.deploy import deploy, next_start, why_nothing_starts
         from flows.pipeline import pipeline
 
-        deployed = deploy(server, pipeline, name, asked.model_dump(exclude=_AS_THE_FLOW_HAS), schedule, Path.cwd())
+        deployed = deploy(api_url, pipeline, name, asked.model_dump(), schedule, Path.cwd())
+        start = next_start(schedule)
         if as_json:
-            print_json(deployed.model_dump(mode="json"))
+            print_json(deployed.model_dump() | {"next_start": start.isoformat()})
             return
-        typer.echo(f"{deployed.name} is deployed; it runs next at {deployed.next_start:%Y-%m-%d %H:%M %Z}")
+        typer.echo(f"{deployed.name} is deployed; it runs next at {start:%Y-%m-%d %H:%M %Z}")
         command = shlex.join(("prefect", "deployment", "run", deployed.name))
-        typer.echo(f"run it now: PREFECT_API_URL={server.api_url} {command}")
+        typer.echo(f"run it now: PREFECT_API_URL={api_url} {command}")
         typer.echo(f"see it:     {deployed.page}")
-        if running_worker() is None:
-            typer.echo("its worker does not run, so that nothing starts: videorefer up")
+        if reason := why_nothing_starts(api_url):
+            typer.echo(f"nothing starts: {reason}")
 
 
-def _server() -> Server:
-    server = running_server()
-    if server is None:
-        fail("no server runs here: first videorefer up", FAILED)
-    return server
-
-
-def _remove(server: Server, name: str) -> None:
+def _remove(api_url: str, name: str) -> None:
     from flows.deploy import remove
 
-    if not remove(server, "pipeline", name):
+    if not remove(api_url, "pipeline", name):
         fail(f"there is no deployment pipeline/{name}", FAILED)
     typer.echo(f"pipeline/{name} is taken off; a run that has begun goes on")

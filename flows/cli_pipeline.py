@@ -1,7 +1,7 @@
 """`videorefer pipeline`: build, train, bench and gate in one run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,13 +21,26 @@ from flows.cli_common import (
 from flows.run_build import command_of
 from flows.train_profile import shipped_train_profiles
 
-_RULE = GateRule()
+RULE = GateRule()
 
 TrainProfileOption = Annotated[
     str, typer.Option("--train-profile", help=f"One of {', '.join(shipped_train_profiles())}, or a TOML file.")
 ]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, help="So many optimiser steps, in place of the profile's length.")
+]
+ModeOption = Annotated[
+    Literal["single", "multi"], typer.Option("--mode", help="Masks shown: of the item's one frame, or of all.")
+]
+ScorerOption = Annotated[
+    Literal["letter", "likelihood"], typer.Option("--scorer", help="How an option is chosen, as in `bench q`.")
+]
+MinItemsOption = Annotated[int, typer.Option("--min-items", min=1, help="On fewer items nothing is decided.")]
+AlphaOption = Annotated[
+    float, typer.Option("--alpha", help="McNemar's p below this is a win, where the new model is right more often.")
+]
+MarginOption = Annotated[
+    float | None, typer.Option("--margin", help="So large a gain, a share of the items, is a win whatever p is.")
 ]
 
 
@@ -40,21 +53,11 @@ def pipeline(
     train_profile: TrainProfileOption = "embedded",
     limit: LimitOption = None,
     num_steps: StepsOption = None,
-    mode: Annotated[
-        Literal["single", "multi"], typer.Option("--mode", help="Masks shown: of the item's one frame, or of all.")
-    ] = "multi",
-    scorer: Annotated[
-        Literal["letter", "likelihood"], typer.Option("--scorer", help="How an option is chosen, as in `bench q`.")
-    ] = "likelihood",
-    min_items: Annotated[
-        int, typer.Option("--min-items", min=1, help="On fewer items nothing is decided.")
-    ] = _RULE.min_items,
-    alpha: Annotated[
-        float, typer.Option("--alpha", help="McNemar's p below this is a win, where the new model is right more often.")
-    ] = _RULE.alpha,
-    margin: Annotated[
-        float | None, typer.Option("--margin", help="So large a gain, a share of the items, is a win whatever p is.")
-    ] = None,
+    mode: ModeOption = "multi",
+    scorer: ScorerOption = "likelihood",
+    min_items: MinItemsOption = RULE.min_items,
+    alpha: AlphaOption = RULE.alpha,
+    margin: MarginOption = None,
     ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,12 +71,16 @@ def pipeline(
 
         if out.exists() and not out.is_dir():
             fail(f"--out {out} is a file; name a folder, which is made if it is not there", BAD_USAGE)
-        rule = GateRule(min_items=min_items, alpha=alpha, margin=margin)
-        chosen: Literal["letters", "likelihood"] = "letters" if scorer == "letter" else "likelihood"
         build = command_of(source, root, profile, limit, ray)
-        asked = asked_of(build, lake, out, train_profile, num_steps, mode=mode, scorer=chosen, rule=rule)
+        asked = asked_of(build, lake, out, train_profile, num_steps, **judged(mode, scorer, min_items, alpha, margin))
         result = run_pipeline(asked, as_json)
         if as_json:
             print_json(result.model_dump(mode="json"))
         else:
             print_pipeline(result)
+
+
+def judged(mode: str, scorer: str, min_items: int, alpha: float, margin: float | None) -> dict[str, Any]:
+    """The options about bench and gate as a pipeline is asked; raises pydantic's ValidationError for an odd rule."""
+    rule = GateRule(min_items=min_items, alpha=alpha, margin=margin)
+    return {"mode": mode, "scorer": "letters" if scorer == "letter" else scorer, "rule": rule}

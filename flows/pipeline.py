@@ -54,6 +54,7 @@ from flows.pipeline_work import (
     require_same_items,
 )
 from flows.result import BuildResult
+from flows.run_tags import last_name, tag_run
 from flows.run_watch import CancelledOnPageError, watched_run
 from flows.train import train
 from flows.train_plan import plan_training
@@ -134,21 +135,24 @@ def pipeline(
         mode: how the bench shows objects: masks of one frame, of all, or none and no video.
         scorer: how the bench chooses options: by the answer's letter, or by likelihood.
         rule: what the gate asks for.
-        ray_address: a Ray cluster to join; a local one is started if not given, and only if there is work.
+        ray_address: a Ray cluster to join; if not given, that of `videorefer up`, or a small one for this run alone.
     """
     folder = Path(out).absolute()
     taken = PipelineError(f"another pipeline is at work in {folder}; wait for it, or choose another --out")
     try:
         with watched_run(UUID(str(flow_run.id))), TagsContext(current_tags=set()), alone_in(folder, taken):
+            tag_run(profile=last_name(profile), lake=last_name(lake))
             latest = read_latest(folder)
             with _shown("build"):
                 built: Any = build(source, lake, root, profile, limit, ray_address)
+            tag_run(build=built.build_id)
             training = _Training(lake, built.build_id, train_profile, num_steps, ray_address)
             name = training.name(folder / MODELS_FOLDER)
             with _shown("train"):
                 trained = training.run(folder / MODELS_FOLDER / name)
             judging = _Judging(folder, name, training, trained.videos_root, mode, scorer)
             gate = judging.gate(latest, rule)
+            tag_run(model=gate.model, gate=gate.outcome)
             return _finish(folder, built, trained, gate, judging.results)
     except (CancelledOnPageError, CancelledRun) as said:
         return Cancelled(message=str(said))

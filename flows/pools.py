@@ -5,9 +5,9 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from flows.profile_config import ROLES, Profile, Role
+from flows.ray_of_run import link_dashboard, use_ray
 from flows.wiring import Site, agent_factory
 from infra.pool import PoolError
-from infra.ray_cluster import start_ray
 from infra.ray_pool import RayPool
 
 
@@ -28,13 +28,18 @@ class Pools:
         """Whether Ray was needed."""
         return bool(self._pools)
 
+    def losses(self, role: Role) -> int:
+        """How many processes of an agent's workers were lost so far, each replaced by another."""
+        pool = self._pools.get(role)
+        return pool.losses if pool else 0
+
     def get(self, role: Role) -> RayPool[Any, Any]:
         """The pool of one agent."""
         with self._lock:
             if self._is_closed:
                 raise PoolError("the pools are closed")
             if not self._pools:
-                self._stack.enter_context(start_ray(self._ray_address, self._num_cpus()))
+                link_dashboard(self._stack.enter_context(use_ray(self._ray_address, self._num_cpus())))
             if role not in self._pools:
                 needs = self._profile.resources(role)
                 self._pools[role] = self._stack.enter_context(

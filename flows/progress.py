@@ -1,4 +1,4 @@
-"""Live progress of a build, per agent: done, kept, dropped, rate and time left."""
+"""Live progress of a build, per agent: done, kept, dropped, rate, time left and how busy its workers are."""
 
 import threading
 import time
@@ -30,23 +30,40 @@ class AgentProgress:
     """Counts of one agent; `total` and `done` are clips, `kept` and `dropped` what the agent made of them in this run.
 
     `cached` clips were found in the lake and are not opened to count what they hold; `failed` ones died or raised, in
-    this run or in one before; `skipped` ones did so in an agent before; all are among `done`. `elapsed_s` runs from the
-    agent's first clip.
+    this run or in one before (`failed_before`, which are among `cached` too); `skipped` ones did so in an agent before;
+    all are among `done`. `elapsed_s` runs from the agent's first clip; its `workers` were at work for `busy_s` of it,
+    all added up.
     """
 
     total: int
+    workers: int
     done: int = 0
     cached: int = 0
     failed: int = 0
+    failed_before: int = 0
     skipped: int = 0
     kept: int = 0
     dropped: int = 0
+    busy_s: float = 0.0
     elapsed_s: float = 0.0
 
     @property
+    def worked(self) -> int:
+        """Clips worked on in this run, with success or without."""
+        return self.done - self.cached - self.skipped
+
+    @property
     def rate_per_s(self) -> float:
-        """Clips worked on per second since the agent began, cached and skipped ones left out."""
-        return (self.done - self.cached - self.skipped) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        """Clips worked on per second since the agent began."""
+        return self.worked / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def busy_share(self) -> float:
+        """The part of its workers' time, since the agent began, in which they worked: 1 is all of it.
+
+        They load the engine meanwhile, or wait for what the agents before have to do.
+        """
+        return self.busy_s / (self.elapsed_s * self.workers) if self.elapsed_s > 0 else 0.0
 
     @property
     def left_s(self) -> float | None:
@@ -62,7 +79,7 @@ class AgentProgress:
         skipped = f", skipped {self.skipped}" if self.skipped else ""
         return (
             f"done {self.done} of {self.total} clips (cached {self.cached}), kept {self.kept}, dropped {self.dropped}"
-            f"{failed}{skipped}, {self.rate_per_s:.2f} clips/s{left}"
+            f"{failed}{skipped}, {self.rate_per_s:.2f} clips/s, busy {100 * self.busy_share:.0f} %{left}"
         )
 
 
@@ -74,12 +91,12 @@ class ProgressSink(Protocol):
 
 
 class BuildProgress:
-    """The counts of a running build, updated from many threads."""
+    """The counts of a running build, updated from many threads; `workers` is how many each agent has."""
 
-    def __init__(self, num_clips: int, sinks: tuple[ProgressSink, ...]) -> None:
+    def __init__(self, num_clips: int, workers: Mapping[Role, int], sinks: tuple[ProgressSink, ...]) -> None:
         self._lock = threading.Lock()
         self._showing = threading.Lock()
-        self._agents = {role: AgentProgress(total=num_clips) for role in ROLES}
+        self._agents = {role: AgentProgress(total=num_clips, workers=workers[role]) for role in ROLES}
         self._began_s: dict[Role, float] = {}
         self._sinks = sinks
 
@@ -95,9 +112,11 @@ class BuildProgress:
         done: int,
         cached: int = 0,
         failed: int = 0,
+        failed_before: int = 0,
         skipped: int = 0,
         kept: int = 0,
         dropped: int = 0,
+        busy_s: float = 0.0,
     ) -> None:
         """Add to one agent's counts and show them."""
         with self._lock:
@@ -105,12 +124,15 @@ class BuildProgress:
             began_s = self._began_s.get(role)
             self._agents[role] = AgentProgress(
                 total=old.total,
+                workers=old.workers,
                 done=old.done + done,
                 cached=old.cached + cached,
                 failed=old.failed + failed,
+                failed_before=old.failed_before + failed_before,
                 skipped=old.skipped + skipped,
                 kept=old.kept + kept,
                 dropped=old.dropped + dropped,
+                busy_s=old.busy_s + busy_s,
                 elapsed_s=time.monotonic() - began_s if began_s else 0.0,
             )
         with self._showing:  # the counts are taken inside, so that what is shown last is the latest
@@ -171,7 +193,7 @@ class TerminalProgress(Terminal):
 
 def _table(progress: dict[Role, AgentProgress]) -> Table:
     table = Table(box=None, header_style="dim")
-    for title in ("agent", "", "clips", "cached", "kept", "dropped", "failed", "clips/s", "ETA"):
+    for title in ("agent", "", "clips", "cached", "kept", "dropped", "failed", "clips/s", "busy", "ETA"):
         table.add_column(title, justify="left" if title in ("agent", "") else "right")
     for role, agent in progress.items():
         left = "" if agent.left_s is None else duration(agent.left_s)
@@ -184,6 +206,7 @@ def _table(progress: dict[Role, AgentProgress]) -> Table:
             str(agent.dropped),
             str(agent.failed),
             f"{agent.rate_per_s:.2f}",
+            f"{100 * agent.busy_share:.0f} %",
             "done" if agent.done == agent.total else left,
         )
     return table

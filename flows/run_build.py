@@ -1,15 +1,18 @@
-"""One build from the command line: its server, what earlier builds left there, its progress, and how it ends."""
+"""One build from the command line: here, with its progress and how it ends, or handed to the worker."""
 
 from contextlib import suppress
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
+from flows.cli_common import print_json
 from flows.preflight import preflight
 from flows.profile_config import shipped_profiles
 from flows.progress import TerminalProgress
 from flows.result import BuildResult
 from flows.run_flow import flow_on_page
+from flows.server import lasting_api
 from flows.started import Server
 from infra.builds import BuildCommand
 from infra.source_rows import check_source
@@ -19,10 +22,8 @@ def run_build(
     source: Path, root: Path | None, lake: str, profile: str, limit: int | None, ray: str | None, as_json: bool
 ) -> BuildResult:
     """Build; one that was cancelled or lost its server ends the process."""
-    preflight(str(source), str(root) if root else None, lake, profile)
     console = Console(stderr=True, quiet=as_json)
-    if ignored := check_source(source, root):
-        console.print(f"columns that nobody reads: {', '.join(ignored)}", highlight=False, markup=False)
+    _check(source, root, lake, profile, console)
     asked = command_of(source, root, profile, limit, ray)
     with flow_on_page(console):
         from flows.build import WATCHERS, build
@@ -30,11 +31,32 @@ def run_build(
 
         for other in other_builds(lake):
             console.print(other.describe(), highlight=False, soft_wrap=True)
-        lake = lake if "://" in lake else str(Path(lake).absolute())  # as others see it on the run's page
         with TerminalProgress(console) as terminal, WATCHERS.watched_by(terminal):
-            result = build(asked.source, lake, asked.root, asked.profile, asked.limit, asked.ray)
+            result = build(asked.source, _whole(lake), asked.root, asked.profile, asked.limit, asked.ray)
     assert isinstance(result, BuildResult)
     return result
+
+
+def submit_build(
+    source: Path, root: Path | None, lake: str, profile: str, limit: int | None, ray: str | None, as_json: bool
+) -> None:
+    """Have the worker of `videorefer up` build, refuse here what it would refuse, and say where to look."""
+    _check(source, root, lake, profile, Console(stderr=True, quiet=as_json))
+    api_url = lasting_api()
+    from flows.build import build
+    from flows.deploy import submit, why_nothing_starts
+
+    asked = command_of(source, root, profile, limit, ray)
+    parameters = asked.model_dump(exclude={"ray"}) | {"lake": _whole(lake), "ray_address": asked.ray}
+    name = "build " + "/".join(Path(asked.source).parts[-2:])  # the flow's own, which the run would get once it begins
+    submitted = submit(api_url, build, name, parameters, Path.cwd())
+    if as_json:
+        print_json(submitted.model_dump())
+        return
+    typer.echo(f"{submitted.name} is submitted: run {submitted.run_id}")
+    typer.echo(f"see it: {submitted.page}")
+    if reason := why_nothing_starts(api_url):
+        typer.echo(f"it waits: {reason}")
 
 
 def print_build(result: BuildResult) -> None:
@@ -62,3 +84,15 @@ def end_lost_builds(server: Server) -> None:
 
     with suppress(HTTPError), temporary_settings({PREFECT_API_URL: server.api_url}):
         end_lost_runs()
+
+
+def _check(source: Path, root: Path | None, lake: str, profile: str, console: Console) -> None:
+    """Refuse what the flow would refuse, and tell of columns that nobody reads."""
+    preflight(str(source), str(root) if root else None, lake, profile)
+    if ignored := check_source(source, root):
+        console.print(f"columns that nobody reads: {', '.join(ignored)}", highlight=False, markup=False)
+
+
+def _whole(lake: str) -> str:
+    """As others see it on the run's page, and from another folder."""
+    return lake if "://" in lake else str(Path(lake).absolute())

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from filelock import FileLock
 
-from flows.started import Server, Started, note, note_file, noted
+from flows.started import Server, is_free, note_file, note_part, noted
 from infra.processes import began
 from schemas.record import short_id
 
@@ -52,14 +52,8 @@ def start_server(port: int, database: str | None = None) -> tuple[Server, bool]:
             if database and server.database != mark:
                 raise ServerError("the server runs already, on another database: first videorefer down")
             return server, False
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError as error:
-                raise ServerError(
-                    f"port {port} is taken: choose another with --port, or stop what listens there"
-                ) from error
+        if not is_free(HOST, port):
+            raise ServerError(f"port {port} is taken: choose another with --port, or stop what listens there")
         log = note_file().with_name("prefect-server.log")
         url = f"http://{HOST}:{port}"
         # the page asks the API at the address that the server is told, which is port 4200 unless said here
@@ -83,7 +77,7 @@ def start_server(port: int, database: str | None = None) -> tuple[Server, bool]:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-        note(Started(server=server, worker=noted().worker))
+        note_part("server", server)
         return server, True
 
 
@@ -93,7 +87,7 @@ def stop_server() -> Server | None:
     if server is None:
         return None
     stopped = server.stop(STOP_TIMEOUT_S)
-    note(Started(worker=noted().worker))
+    note_part("server", None)
     return server if stopped else None
 
 
@@ -107,17 +101,34 @@ def point_prefect_at_server() -> bool:
     # a lost server is noticed by `flows.run_watch`; until a call gives up it holds the thread that made it
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
-    if "PREFECT_API_URL" in os.environ:
-        return os.environ["PREFECT_API_URL"] not in _temporary
-    server = running_server()
-    if lasting := server.api_url if server else _chosen_in_profile():
+    if lasting := _lasting_api():
         os.environ["PREFECT_API_URL"] = lasting
         return True
-    os.environ["PREFECT_API_URL"] = _start_temporary()
-    from prefect.context import refresh_global_settings_context
+    if os.environ.get("PREFECT_API_URL") not in _temporary:
+        os.environ["PREFECT_API_URL"] = _start_temporary()
+        from prefect.context import refresh_global_settings_context
 
-    refresh_global_settings_context()  # looking for a choice has read the settings
+        refresh_global_settings_context()  # looking for a choice has read the settings
     return False
+
+
+def lasting_api() -> str:
+    """The API of the server that deployed runs are for, chosen as for other runs, before Prefect is imported.
+
+    Raises ServerError where there is only a temporary one.
+    """
+    quieten_prefect()
+    if lasting := _lasting_api():
+        return lasting
+    raise ServerError("no server runs here: first videorefer up, or name one in PREFECT_API_URL")
+
+
+def _lasting_api() -> str | None:
+    """The API that the user has set, or that of the server that `up` started: what outlasts this process."""
+    if said := os.environ.get("PREFECT_API_URL"):
+        return None if said in _temporary else said
+    server = running_server()
+    return server.api_url if server else _chosen_in_profile()
 
 
 def quieten_prefect() -> None:

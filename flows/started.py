@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -62,10 +64,27 @@ class Worker(StartedProcess):
     api_url: str
 
 
+class Ray(StartedProcess):
+    """The process that holds a Ray, where drivers join it, its dashboard, and how many CPUs' worth of actors it takes.
+
+    Ray's own processes are of its group; they, and the workers outside it, end when it does.
+    """
+
+    address: str
+    dashboard_url: str
+    num_cpus: int
+
+    def end_rest(self) -> None:
+        """Kill what is left of the group where the process itself is gone; until then its number is no other's."""
+        if began(self.pid) is None:
+            self._signal(signal.SIGKILL)
+
+
 class Started(Record):
     """What runs, or ran when it was noted."""
 
     server: Server | None = None
+    ray: Ray | None = None
     worker: Worker | None = None
 
 
@@ -91,3 +110,19 @@ def note(started: Started) -> None:
         note_file().unlink(missing_ok=True)
     else:
         write_whole(note_file(), started.model_dump_json().encode())
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def note_part(part: Literal["server", "ray", "worker"], process: StartedProcess | None) -> None:
+    """Note one process, or that it runs no more; what is noted of the others stays."""
+    note(noted().model_copy(update={part: process}))

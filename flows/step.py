@@ -30,14 +30,13 @@ Log = Callable[[int, str], None]
 @dataclass(frozen=True)
 class BuildRun:
     """What the steps of one build share. `failed` fills up: clips that an agent could not finish, in this run or in one
-    before, by clip id; `work` too: what each agent did in this run.
+    before, by clip id.
     """
 
     chain: Chain
     pools: Pools
     progress: BuildProgress
     failed: dict[str, QuarantineEntry] = field(default_factory=dict)
-    work: dict[Role, AgentWork] = field(default_factory=dict)
     errors: list[BaseException] = field(default_factory=list)
     """What stopped the build, the first one first: with any, no further step begins."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -49,16 +48,14 @@ class BuildRun:
             if held is None or _place(entry) < _place(held):
                 self.failed[entry.clip_id] = entry
 
-    def add_work(self, role: Role, clips: int, busy_s: float) -> None:
-        """Add to what an agent did."""
-        with self._lock:
-            old = self.work.get(role)
-            self.work[role] = AgentWork(
-                agent=role,
-                engine=self.chain.labels[role].engine,
-                clips=clips + (old.clips if old else 0),
-                busy_s=busy_s + (old.busy_s if old else 0.0),
-            )
+    @property
+    def work(self) -> tuple[AgentWork, ...]:
+        """What each agent did in this run, those left out that did nothing."""
+        return tuple(
+            AgentWork(agent=role, engine=self.chain.labels[role].engine, clips=agent.worked, busy_s=agent.busy_s)
+            for role, agent in self.progress.snapshot().items()
+            if agent.worked
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def run_step(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun, log: L
     if skipped:
         run.progress.add(role, done=skipped, skipped=skipped)
     if cached:
-        run.progress.add(role, done=cached, cached=cached, failed=len(before))
+        run.progress.add(role, done=cached, cached=cached, failed=len(before), failed_before=len(before))
     done = failed = 0
     busy_s = 0.0
     if stale:
@@ -129,14 +126,14 @@ def _commit(role: Role, batch: BatchDone[Any, Any], by_id: dict[str, Clip], run:
     failures = [(clip, _entry(role, clip, result)) for clip, result in results if isinstance(result, JobFailure)]
     run.chain.store(role).append([(run.chain.keys(clip)[role], output) for clip, output in outputs])
     run.chain.failure_store(role).append([(run.chain.keys(clip)[role], entry) for clip, entry in failures])
-    run.add_work(role, len(batch.outcomes), batch.busy_s)
     for line in batch.log_lines:
         log(line.level, f"{batch.worker} {line.logger}: {line.message}")
     for clip, entry in failures:
         run.fail(entry)
         log(logging.ERROR, f"clip {clip.clip_id} failed in {role} after {entry.evidence}")
     kept, dropped = _counts(output for _, output in outputs)
-    run.progress.add(role, done=len(batch.outcomes), failed=len(failures), kept=kept, dropped=dropped)
+    done, failed = len(batch.outcomes), len(failures)
+    run.progress.add(role, done=done, failed=failed, kept=kept, dropped=dropped, busy_s=batch.busy_s)
     return len(failures)
 
 

@@ -23,6 +23,7 @@ from prefect.utilities.annotations import quote
 from flows.artifacts import decoration
 from flows.out_folder import alone_in
 from flows.plots import loss_plot
+from flows.run_tags import last_name, tag_run
 from flows.run_watch import CancelledOnPageError, watched_run
 from flows.train_artifacts import TrainArtifacts, steps_table
 from flows.train_board import TensorBoardSink
@@ -129,13 +130,15 @@ def train(
         profile: the name of a shipped training profile, or the path of a TOML file.
         init: a model folder that takes the place of the profile's base model.
         num_steps: how many optimiser steps, in place of what the profile says.
-        ray_address: a Ray cluster to join; a local one is started if not given.
+        ray_address: a Ray cluster to join; if not given, that of `videorefer up`, or a small one for this run alone.
     """
     try:
         # the run's tags are not for its task runs: Prefect would ask the server about limits of each tag
         with watched_run(UUID(str(flow_run.id))), TagsContext(current_tags=set()), alone_in(Path(out), _taken(out)):
+            tag_run(profile=last_name(profile), lake=last_name(lake))
             folder = Path(out).absolute()
             record: TrainRecord = resolve_task(lake, folder, build_id, videos, profile, init, num_steps)
+            tag_run(build=record.run.build_id)
             if record.outcome is not None:
                 return record
             rows = fit_task(_whole(record), folder, ray_address)

@@ -17,10 +17,10 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from flows.ray_of_run import link_dashboard, use_ray
 from flows.train_profile import WorkerResources
 from flows.train_record import TrainingError
 from infra.raw_rows import one_line
-from infra.ray_cluster import start_ray
 from infra.ray_health import RayHealth
 from schemas.record import Record
 
@@ -59,7 +59,8 @@ def run_ranks(
     which finds its checkpoints. Raises TrainingError where a rank raised an error of ours, where they died too often,
     or where Ray itself died.
     """
-    with start_ray(ray_address, math.ceil(workers.num * workers.cpus)):
+    with use_ray(ray_address, math.ceil(workers.num * workers.cpus)) as handle:
+        link_dashboard(handle)
         _check_room(workers)
         for num_failures in range(workers.max_failures + 1):
             failures = _run_once(function, config, workers, out, look)

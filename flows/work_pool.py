@@ -18,6 +18,8 @@ LOST_RUNS = "videorefer: runs without heartbeats have crashed"
 CRASHED_RUNS = "videorefer: crashed runs start again"
 LOST_AFTER_S = 200.0
 """Longer than Prefect's own interval of heartbeats, 180 s: some may start our flows without our command line."""
+RESTART_AFTER_S = 20.0
+"""A worker tells of one crash twice, seconds apart: a run that had started again in between would start twice."""
 
 _FLOWS = ["pipeline", "build", "train", "bench"]
 _RUN = "prefect.flow-run"
@@ -70,18 +72,22 @@ def _lost_runs(lost_after_s: float) -> AutomationCore:
 
 def _crashed_runs(pool: WorkPool) -> AutomationCore:
     begun = [str(count) for count in range(1, MAX_RESTARTS + 1)]
+    crashed = f"{_RUN}.Crashed"
+    goes_on = {f"{_RUN}.{state}" for state in ("AwaitingRetry", "Scheduled", "Pending", "Running", "Cancelled")}
     return AutomationCore(
         name=CRASHED_RUNS,
         description=f"At most {MAX_RESTARTS} times; what a run had done by then is not done again.",
         trigger=EventTrigger(
-            expect={f"{_RUN}.Crashed"},
+            after={crashed},
+            expect={crashed, *goes_on},
             match=ResourceSpecification({"prefect.resource.id": f"{_RUN}.*", "prefect.run-count": begun}),
             match_related=ResourceSpecification(
                 {"prefect.resource.role": "work-pool", "prefect.resource.id": f"prefect.work-pool.{pool.id}"}
             ),
             for_each={"prefect.resource.id"},
-            posture=Posture.Reactive,
+            posture=Posture.Proactive,
             threshold=1,
+            within=timedelta(seconds=RESTART_AFTER_S),
         ),
         actions=[
             ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="starts again: it crashed")

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from flows.server import DATABASE, HEARTBEAT_S, ServerError
-from flows.started import Server, Started, Worker, note, note_file, noted
+from flows.started import Server, Worker, note_file, note_part, noted
 from infra.processes import ProcessMark, began
 
 ASK_EVERY_S = 5
@@ -55,7 +55,7 @@ def start_worker(server: Server) -> tuple[Worker, bool]:
         since = datetime.now(UTC)
         process = _start(server, name)
         worker = Worker(pid=process.pid, began=began(process.pid) or "", api_url=server.api_url)
-        note(Started(server=noted().server, worker=worker))
+        note_part("worker", worker)
         try:
             deadline_s = time.monotonic() + START_TIMEOUT_S
             while not has_reported(client, name, since):
@@ -84,7 +84,7 @@ def stop_worker() -> Worker | None:
     deadline_s = time.monotonic() + STOP_TIMEOUT_S
     while any(run.runs for run in runs) and time.monotonic() < deadline_s:
         time.sleep(0.2)
-    note(Started(server=noted().server))
+    note_part("worker", None)
     return worker if stopped else None
 
 

@@ -3,8 +3,8 @@
 A Ray that is started here listens on ports of its own choice: control store, scheduler, object manager, agents, workers
 and this process, on all interfaces of the machine; no option of `ray.init` keeps them to loopback. Whoever calls must
 send Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, which Ray writes at its first start), or is
-refused. Only pages of metrics and of health answer anyone. So the token is what guards the machine, and an environment
-that turns it off is refused.
+refused. Only pages of metrics and of health answer anyone, and the dashboard's empty frame. So the token is what guards
+the machine, and an environment that turns it off is refused.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import ctypes
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,12 +19,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import ray
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
 
+from infra.ray_address import LOOPBACK, knock
 from infra.ray_folder import RayFolder
 
 OBJECT_STORE_BYTES = 256 * 2**20  # records only: frames never pass through Ray
+_INLINE_BYTES = 64 * 2**20
+"""Of arguments and results, which up to this size go from process to process: where Ray dies, whoever uses its object
+store at that moment is ended by it without a word."""
 _AUTH_MODE = "RAY_AUTH_MODE"
-_KNOCK_S = 5.0
+_OURS = "VIDEOREFER_"
 
 _log = logging.getLogger(__name__)
 
@@ -35,14 +39,24 @@ class RayStartError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class RayPages:
+    """Ports of what a Ray that is started here shows: its dashboard, on loopback, and its metrics for Prometheus."""
+
+    dashboard_port: int
+    metrics_port: int
+
+
+@dataclass(frozen=True, slots=True)
 class RayHandle:
     """The Ray that this process uses; `folder` holds the files of one that was started here.
 
-    `stop` leaves the cluster, and ends it where it was started here. As a context manager it stops on leaving.
+    `dashboard_url` is empty where it has no dashboard, or was in use before. `stop` leaves the cluster, and ends it
+    where it was started here. As a context manager it stops on leaving.
     """
 
     folder: RayFolder | None
     is_owner: bool
+    dashboard_url: str = ""
 
     @property
     def temp_dir(self) -> Path | None:
@@ -69,11 +83,15 @@ class RayHandle:
         self.stop()
 
 
-def start_ray(address: str | None = None, num_cpus: int | None = None) -> RayHandle:
+def start_ray(
+    address: str | None = None, num_cpus: int | None = None, pages: RayPages | None = None, is_ours: bool = False
+) -> RayHandle:
     """Join the cluster at `address`, or start one on this machine with `num_cpus` (None: all of them).
 
-    What is started here has no dashboard, a small object store, and files in a new temporary folder that goes with it;
-    the folders of such Rays whose process was killed are taken away now.
+    What is started here has a small object store, no dashboard unless `pages` are asked for, and files in a new
+    temporary folder that goes with it; the folders of such Rays whose process was killed are taken away now.
+    A cluster that `is_ours` was started by this package on this machine: it is sent Ray's token, which Ray itself sends
+    to no address unless told so by RAY_AUTH_MODE=token, and its workers get this process's VIDEOREFER_ variables.
     Where this process uses Ray already, that one is taken. Raises RayStartError.
     """
     if ray.is_initialized():
@@ -84,7 +102,7 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> RayHan
     # Ray prints news of every dead worker on stdout, which belongs to the program; no option turns that off
     ray._private.worker.print_to_stdstream = _log_news
     with _own_sigterm():
-        return _start_here(num_cpus) if address is None else _join(address)
+        return _start_here(num_cpus, pages) if address is None else _join(address, is_ours)
 
 
 @contextlib.contextmanager
@@ -105,37 +123,50 @@ def _own_sigterm() -> Iterator[None]:
         put(signal.SIGTERM, handler)
 
 
-def _join(address: str) -> RayHandle:
+def _join(address: str, is_ours: bool) -> RayHandle:
+    variables = {name: value for name, value in os.environ.items() if is_ours and name.startswith(_OURS)}
     try:
-        _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        knock(address)
+        if is_ours:
+            _send_token()
+        context = ray.init(
+            address=address,
+            runtime_env={"env_vars": variables} if variables else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise RayStartError(
-            f"cannot join the Ray cluster at {address}: {_first_line(error)}; it must run, with this user's Ray token"
+            f"cannot join the Ray cluster at {address}: {_first_line(error)}; it must run, and where it asks for a "
+            f"token, this user must have it and set {_AUTH_MODE}=token"
         ) from error
-    return RayHandle(folder=None, is_owner=True)
+    return RayHandle(folder=None, is_owner=True, dashboard_url=_url(context.dashboard_url))
 
 
-def _knock(address: str) -> None:
-    """Try the port first: Ray itself needs two minutes to give up, and then exits the process."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError("an address is auto or host:port of the head node")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+def _send_token() -> None:
+    """Have this process send the user's token to the cluster that it is about to join."""
+    if _AUTH_MODE not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        os.environ[_AUTH_MODE] = "token"
+        Config.initialize("")  # Ray read its environment when it was imported
 
 
-def _start_here(num_cpus: int | None) -> RayHandle:
+def _start_here(num_cpus: int | None, pages: RayPages | None) -> RayHandle:
     _refuse_without_token()
     folder = RayFolder.make()
     try:
         # "local" said outright: without it Ray joins whatever cluster it finds on the machine
-        ray.init(
+        context = ray.init(
             address="local",
             num_cpus=num_cpus,
-            include_dashboard=False,
+            include_dashboard=pages is not None,
+            dashboard_host=LOOPBACK,
+            dashboard_port=pages.dashboard_port if pages else None,
+            _metrics_export_port=pages.metrics_port if pages else None,
             object_store_memory=OBJECT_STORE_BYTES,
+            _system_config={
+                "max_direct_call_object_size": _INLINE_BYTES,
+                "task_rpc_inlined_bytes_limit": _INLINE_BYTES,
+            },
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder.path),
@@ -147,7 +178,11 @@ def _start_here(num_cpus: int | None) -> RayHandle:
         if isinstance(error, Exception):
             raise RayStartError(f"Ray did not start: {_first_line(error)}") from error
         raise
-    return RayHandle(folder=folder, is_owner=True)
+    return RayHandle(folder=folder, is_owner=True, dashboard_url=_url(context.dashboard_url))
+
+
+def _url(host_and_port: str | None) -> str:
+    return f"http://{host_and_port}" if host_and_port else ""
 
 
 def _refuse_without_token() -> None:

@@ -4,6 +4,7 @@ Seen with Ray 2.60: without its raylet a driver waits for new actors for ever; a
 and Ray exits the whole process.
 """
 
+import socket
 import time
 
 import ray
@@ -17,6 +18,7 @@ _PATIENCE_S = 20.0
 _ANSWER_S = 1.0
 _VITAL = {"gcs_server", "raylet"}
 _ADVICE = "the same command goes on from here"
+_NODE_DIED = f"this machine's node of the Ray cluster died; {_ADVICE}"
 
 
 class RayHealth:
@@ -28,8 +30,8 @@ class RayHealth:
     def trouble(self) -> str:
         """One line about what died, or nothing.
 
-        Of a Ray started here: the processes that all work needs. Of a cluster: whether its control store answers and
-        takes this machine's node for alive.
+        Of a Ray started here: the processes that all work needs. Of a cluster: whether this machine's node listens,
+        and whether the control store answers and takes that node for alive.
         """
         now = time.monotonic()
         if now - self._looked_s < _EVERY_S:
@@ -40,6 +42,8 @@ class RayHealth:
             return ""  # shut down
         if worker._global_node.is_head():
             return _dead_here(worker._global_node)
+        if not _listens(worker._global_node.raylet_socket_name):
+            return _NODE_DIED
         return self._silent_cluster(worker.global_worker.gcs_client)
 
     def _silent_cluster(self, gcs_client: ray._raylet.GcsClient) -> str:
@@ -50,7 +54,20 @@ class RayHealth:
             silent_s = time.monotonic() - self._answered_s
             return f"the Ray cluster does not answer for {silent_s:.0f} s; {_ADVICE}" if silent_s > _PATIENCE_S else ""
         self._answered_s = time.monotonic()
-        return "" if is_alive else f"this machine's node of the Ray cluster died; {_ADVICE}"
+        return "" if is_alive else _NODE_DIED
+
+
+def _listens(path: str) -> bool:
+    """Whether a process still answers at a Unix socket, which costs it no work."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_ANSWER_S)
+        try:
+            probe.connect(path)
+        except (ConnectionError, FileNotFoundError):
+            return False
+        except OSError:  # a full queue, or no descriptor left: alive, as far as this tells
+            return True
+    return True
 
 
 def _dead_here(node: ray._private.node.Node) -> str:

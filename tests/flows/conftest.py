@@ -215,12 +215,12 @@ class SmallBuilds:
         chain = Chain(self.lake, agent_labels(profile), annotator_needs(profile))
         self.seen = {}
         pools = cast("Pools", _PoolsHere(profile, site, fails or {}, self.seen))
-        run = BuildRun(chain=chain, pools=pools, progress=BuildProgress(len(plan.clips), ()))
+        run = BuildRun(chain=chain, pools=pools, progress=BuildProgress(len(plan.clips), dict.fromkeys(ROLES, 1), ()))
         for role in ROLES:
             run_step(role, 0, plan.clips, run, lambda level, line: None)
         command = BuildCommand(source=str(self.source), profile="painted")
-        failed, work = tuple(run.failed.values()), tuple(run.work.values())
-        return publish_build(plan, chain, failed, command, self.lake, profile, site, work)
+        failed = tuple(run.failed.values())
+        return publish_build(plan, chain, failed, command, self.lake, profile, site, run.work)
 
     def clip_of(self, row: int) -> Clip:
         """The clip that a row of the source gives."""

@@ -9,16 +9,20 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL
+from prometheus_client.parser import text_string_to_metric_families
 
 from flows.build import build
 from flows.plan import Plan, plan_build
@@ -27,7 +31,7 @@ from flows.quarantine import Choice, retry
 from flows.result import BuildResult
 from infra.builds import KINDS, list_builds, read_manifest, read_quarantine, read_samples, verify_build
 from infra.lake import Lake
-from infra.ray_cluster import RayStartError
+from infra.ray_cluster import RayStartError, start_ray
 from infra.synthetic import write_clips
 from infra.truth import truth_path
 
@@ -56,6 +60,7 @@ engine = "template"
 class Run:
     """What one run ended with, what the lake held after it, and the state of every agent's task run."""
 
+    id: UUID
     result: BuildResult
     keys: dict[str, list[str]]
     states: dict[str, str]
@@ -100,10 +105,38 @@ def states_of(flow_run_id: Any, within_s: float = 20.0) -> dict[str, str]:
     return states
 
 
+def of_run(run_id: UUID) -> FlowRunFilter:
+    return FlowRunFilter.model_validate({"id": {"any_": [run_id]}})
+
+
+def artifacts_of(run: Run) -> dict[str, str]:
+    """What stands on the run's page, by key: the data of links, and the text below bars and tables."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(flow_run_filter=of_run(run.id))
+    return {artifact.key or "": f"{artifact.data} {artifact.description}" for artifact in found}
+
+
+def logs_of(run: Run, text: str, num: int, within_s: float = 20.0) -> list[tuple[str, str]]:
+    """The lines with some text on the run's page, with the name of the task run that they are of, once there are so
+    many: lines reach the server every few seconds.
+    """
+    deadline_s = time.monotonic() + within_s
+    of_this = LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}})
+    with get_client(sync_client=True) as client:
+        names = {task.id: task.name for task in client.read_task_runs(flow_run_filter=of_run(run.id))}
+        while True:
+            logs = [log for log in client.read_logs(of_this) if log.task_run_id and text in log.message]
+            if len(logs) >= num:
+                return [(names[log.task_run_id], log.message) for log in logs if log.task_run_id]
+            assert time.monotonic() < deadline_s, logs
+            time.sleep(0.3)
+
+
 def run_once(source: Path, lake: Path, profile: Path) -> Run:
     state = build(str(source), str(lake), profile=str(profile), return_state=True)
     result = state.result()
-    return Run(result, keys_of(lake), states_of(state.state_details.flow_run_id))
+    run_id = state.state_details.flow_run_id
+    return Run(run_id, result, keys_of(lake), states_of(run_id))
 
 
 def run_by_command(source: Path, lake: Path, profile: Path) -> Run:
@@ -115,7 +148,7 @@ def run_by_command(source: Path, lake: Path, profile: Path) -> Run:
     assert (done.returncode, done.stderr) == (0, "")
     with get_client(sync_client=True) as client:
         newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
-    return Run(BuildResult.model_validate_json(done.stdout), keys_of(lake), states_of(newest.id))
+    return Run(newest.id, BuildResult.model_validate_json(done.stdout), keys_of(lake), states_of(newest.id))
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +209,38 @@ def test_each_unit_is_a_task_run_per_agent(story: Story) -> None:
     assert set(story.first.states.values()) == {"Completed"}
 
 
+def test_a_run_is_found_by_its_tags_and_its_task_runs_need_none(story: Story) -> None:
+    with get_client(sync_client=True) as client:
+        first, again = (client.read_flow_run(run.id).tags for run in (story.first, story.again))
+        tasks = client.read_task_runs(flow_run_filter=of_run(story.again.id))
+    named = {"profile=tiny", "lake=lake", f"build={story.first.result.build_id}"}
+    assert set(first) == named
+    assert {tag.partition("=")[0] for tag in again} == {"process", "profile", "lake", "build"}
+    assert named < set(again)
+    assert {tag for task in tasks for tag in task.tags} == set()
+
+
+def test_the_runs_page_links_to_the_lake_and_the_report_and_says_how_busy_agents_were(story: Story) -> None:
+    page = artifacts_of(story.first)
+    assert f"]({story.lake.as_uri()})" in page["lake"]
+    assert f"]({story.first.result.report_uri})" in page["build-report"]
+    for role in ROLES:
+        share = re.search(r"done 3 of 3 clips .* busy (\d+) %", page[f"progress-{role}"])
+        assert share
+        assert 0 <= int(share[1]) <= 100
+    assert "all 3 clips are in the lake" in artifacts_of(story.again)["progress-analyzer"]
+
+
+def test_each_task_runs_log_tells_which_worker_did_which_clips(story: Story) -> None:
+    calls = logs_of(story.first, " worker: clips ", 2 * len(ROLES))
+    told = {name: re.fullmatch(r"[0-9a-f]{8}:\d+ worker: clips (.+) in \d+\.\d+ s", line) for name, line in calls}
+    assert {name: match and set(match[1].split()) for name, match in told.items()} == {
+        f"{role} unit {unit:03d}": {clip.clip_id for clip in clips}
+        for role in ROLES
+        for unit, clips in enumerate(story.plan.units)
+    }
+
+
 def test_the_same_command_again_does_nothing_and_says_so(story: Story) -> None:
     again = story.again.result
     assert (again.ray_started, again.is_new) == (False, False)
@@ -214,6 +279,27 @@ def test_all_builds_stay_and_going_back_costs_nothing(story: Story) -> None:
 
 
 @pytest.mark.slow
+def test_what_agents_did_stays_on_the_metrics_page_of_a_ray_that_outlives_the_build(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, profile = (story.lake.with_name(name) for name in ("rows.jsonl", "tiny.toml"))
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
+    with start_ray(num_cpus=4):
+        run = run_once(source, tmp_path / "lake", profile)
+        (node,) = ray.nodes()
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        time.sleep(4.0)  # four of Ray's reports
+        with urllib.request.urlopen(url, timeout=5.0) as page:
+            metrics = {metric.name: metric for metric in text_string_to_metric_families(page.read().decode())}
+    of_clips = metrics["ray_videorefer_clips_worked"].samples
+    assert {
+        (sample.labels["agent"], sample.labels["outcome"], sample.value)
+        for sample in of_clips
+        if sample.labels["run"] == str(run.id) and sample.labels["profile"] == "tiny"
+    } == {(role, "done", 3.0) for role in ROLES}
+
+
+@pytest.mark.slow
 def test_a_clip_that_an_agent_cannot_finish_is_quarantined_until_it_is_taken_out(story: Story) -> None:
     source, lake, profile = (story.lake.with_name(name) for name in ("rows.jsonl", "broken-lake", "tiny.toml"))
     clip = story.plan.clips[0]
@@ -223,6 +309,7 @@ def test_a_clip_that_an_agent_cannot_finish_is_quarantined_until_it_is_taken_out
     broken = run_once(source, lake, profile)
     truth.write_text(whole)
     assert broken.result.num_failed == 1
+    assert len(logs_of(broken, f"clip {clip.clip_id} failed in segmenter after 2 tries", 1)) == 1
     entries = [e for e in read_quarantine(Lake(lake), broken.result.build_id) if e.subject_id == clip.clip_id]
     assert [(e.stage, e.reason, e.retryable) for e in entries] == [("segmenter", "agent_error", True)]
     assert truth.name in entries[0].evidence

@@ -85,7 +85,8 @@ def test_a_bad_profile_is_bad_usage_in_one_line(command: tuple[str, ...]) -> Non
 
 def test_status_as_json_is_one_object_and_nothing_else(built: Any) -> None:
     alone = invoke("status", "--json")
-    nothing = {"server": None, "server_pid": None, "worker_pid": None, "latest": None, "builds": []}
+    places = ("server", "server_pid", "ray", "ray_dashboard", "ray_pid", "worker_pid", "latest")
+    nothing = dict.fromkeys(places) | {"builds": []}
     assert json.loads(alone.stdout) == nothing
     assert (alone.stdout.count("\n"), alone.stderr) == (1, "")
     told = json.loads(invoke("status", "--lake", built.lake.root, "--json").stdout)

@@ -66,6 +66,21 @@ def test_build_training_and_bench_are_runs_of_their_own_inside_one(story: Story)
     assert states == {"Completed"}
 
 
+def test_runs_are_found_by_their_build_model_and_gate(story: Story) -> None:
+    with get_client(sync_client=True) as client:
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        tags = [(flows[run.flow_id], set(run.tags)) for run in client.read_flow_runs()]
+    build, first = f"build={story.first.build.build_id}", story.first.gate
+    trained_by = f"profile={Path(story.asked['train_profile']).stem}"
+    place = {"lake=lake", build}
+    assert {"profile=painted", *place, f"model={first.model}", f"gate={first.outcome}"} in [
+        named for flow, named in tags if flow == "pipeline"
+    ]
+    assert [named for flow, named in tags if flow == "build"] == [{"profile=painted", *place}] * 2
+    assert all(named == {trained_by, *place} for flow, named in tags if flow == "train")
+    assert {"bench=q", "mode=multi", f"model={first.model}"} in [named for flow, named in tags if flow == "bench"]
+
+
 def test_the_first_model_is_held_against_its_untrained_self_and_the_folder_tells(story: Story) -> None:
     out, gate = Path(story.asked["out"]), story.first.gate
     (decision,) = gate.decisions

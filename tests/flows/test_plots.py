@@ -2,7 +2,7 @@
 
 import base64
 import re
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -22,11 +22,11 @@ COUNTS = (
 )
 
 
-def drawn(markdown: str) -> ElementTree.Element:
+def drawn(markdown: str) -> ET.Element:
     """The picture in a line of Markdown."""
     found = re.fullmatch(r"!\[[^\]]+\]\(data:image/svg\+xml;base64,([^)]+)\)", markdown)
     assert found is not None
-    return ElementTree.fromstring(base64.b64decode(found[1]))
+    return ET.fromstring(base64.b64decode(found[1]))
 
 
 def texts(markdown: str) -> list[str]:

@@ -15,6 +15,8 @@ from flows.artifacts import ArtifactProgress
 from flows.profile_config import ROLES, Role
 from flows.progress import AgentProgress, BuildProgress, TerminalProgress
 
+WORKERS = dict.fromkeys(ROLES, 1)
+
 
 class Clock:
     """A clock that the test sets."""
@@ -46,14 +48,14 @@ class Seen:
 
 def test_counts_add_up_and_every_sink_sees_each_step() -> None:
     seen = Seen()
-    counts = BuildProgress(5, (seen,))
+    counts = BuildProgress(5, WORKERS, (seen,))
     counts.add("analyzer", done=2, cached=2, kept=3, dropped=1)
     counts.add("analyzer", done=3, failed=1, kept=4)
     last = counts.snapshot()
     assert seen.shown[-1] == last
     assert [shown["analyzer"].done for shown in seen.shown] == [2, 5]
-    assert last["analyzer"] == AgentProgress(total=5, done=5, cached=2, failed=1, kept=7, dropped=1)
-    assert [last[role] for role in ROLES[1:]] == [AgentProgress(total=5)] * 4
+    assert last["analyzer"] == AgentProgress(total=5, workers=1, done=5, cached=2, failed=1, kept=7, dropped=1)
+    assert [last[role] for role in ROLES[1:]] == [AgentProgress(total=5, workers=1)] * 4
 
 
 def test_with_many_threads_what_is_shown_last_is_the_latest() -> None:
@@ -63,7 +65,7 @@ def test_with_many_threads_what_is_shown_last_is_the_latest() -> None:
             super().show(progress)
 
     seen = Slow()
-    counts = BuildProgress(200, (seen,))
+    counts = BuildProgress(200, WORKERS, (seen,))
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: counts.add("analyzer", done=1), range(200)))
     done = [shown["analyzer"].done for shown in seen.shown]
@@ -71,7 +73,7 @@ def test_with_many_threads_what_is_shown_last_is_the_latest() -> None:
 
 
 def test_the_rate_leaves_out_what_was_cached_and_counts_from_the_first_clip_worked_on(clock: Clock) -> None:
-    counts = BuildProgress(10, ())
+    counts = BuildProgress(10, WORKERS, ())
     counts.add("segmenter", done=4, cached=4)
     assert counts.snapshot()["segmenter"].left_s is None
     clock.now_s += 100
@@ -81,24 +83,40 @@ def test_the_rate_leaves_out_what_was_cached_and_counts_from_the_first_clip_work
     counts.add("segmenter", done=2)
     agent = counts.snapshot()["segmenter"]
     assert (agent.rate_per_s, agent.left_s) == (0.5, 8.0)
-    assert agent.describe() == "done 6 of 10 clips (cached 4), kept 0, dropped 0, 0.50 clips/s, ETA 8 s"
+    assert agent.describe() == "done 6 of 10 clips (cached 4), kept 0, dropped 0, 0.50 clips/s, busy 0 %, ETA 8 s"
 
 
 def test_failures_are_said_and_what_is_done_has_no_time_left() -> None:
-    agent = AgentProgress(total=2, done=2, failed=1, elapsed_s=1.0)
-    assert agent.describe() == "done 2 of 2 clips (cached 0), kept 0, dropped 0, failed 1, 2.00 clips/s"
+    agent = AgentProgress(total=2, workers=1, done=2, failed=1, elapsed_s=1.0)
+    assert agent.describe() == "done 2 of 2 clips (cached 0), kept 0, dropped 0, failed 1, 2.00 clips/s, busy 0 %"
 
 
 def test_clips_that_failed_before_count_as_done_but_not_as_work() -> None:
-    agent = AgentProgress(total=4, done=3, skipped=1, elapsed_s=1.0)
+    agent = AgentProgress(total=4, workers=1, done=3, skipped=1, elapsed_s=1.0)
     assert (agent.rate_per_s, agent.left_s) == (2.0, 0.5)
     assert "skipped 1" in agent.describe()
+
+
+def test_workers_are_busy_for_a_part_of_all_their_time_since_the_agent_began(clock: Clock) -> None:
+    counts = BuildProgress(10, WORKERS | {"segmenter": 2}, ())
+    counts.add("segmenter", done=4, cached=4)
+    assert counts.snapshot()["segmenter"].busy_share == 0.0
+    clock.now_s += 100
+    counts.begin("segmenter")
+    clock.now_s += 4
+    counts.add("segmenter", done=1, busy_s=4.0)  # one of the two worked, the other was still loading
+    assert counts.snapshot()["segmenter"].busy_share == 0.5
+    clock.now_s += 4
+    counts.add("segmenter", done=2, busy_s=8.0)
+    agent = counts.snapshot()["segmenter"]
+    assert (agent.busy_s, agent.busy_share) == (12.0, 0.75)
+    assert "busy 75 %" in agent.describe()
 
 
 def test_a_log_gets_a_line_per_agent_now_and_then_and_the_last_counts_at_the_end(clock: Clock) -> None:
     text = io.StringIO()
     with TerminalProgress(Console(file=text, width=40)) as terminal:  # lines are not broken, however narrow
-        counts = BuildProgress(3, (terminal,))
+        counts = BuildProgress(3, WORKERS, (terminal,))
         counts.add("analyzer", done=1)
         counts.add("analyzer", done=1)  # too soon for another line
         assert text.getvalue().count("analyzer") == 1
@@ -111,16 +129,19 @@ def test_a_log_gets_a_line_per_agent_now_and_then_and_the_last_counts_at_the_end
     assert sum("analyzer: done 2 of 3" in line for line in lines) == 1
 
 
-def test_a_terminal_gets_a_table_of_all_agents() -> None:
+def test_a_terminal_gets_a_table_of_all_agents(clock: Clock) -> None:
     text = io.StringIO()
     with TerminalProgress(Console(file=text, width=120, force_terminal=True, color_system=None)) as terminal:
-        counts = BuildProgress(4, (terminal,))
+        counts = BuildProgress(4, WORKERS, (terminal,))
         counts.add("analyzer", done=4, cached=1, kept=7)
-        counts.add("reviewer", done=1)
+        counts.begin("reviewer")
+        clock.now_s += 8
+        counts.add("reviewer", done=1, busy_s=7.0)
     last = text.getvalue()
     assert all(role in last for role in ROLES)
     assert "4/4" in last
     assert "1/4" in last
+    assert "88 %" in last
     assert "done" in last
 
 
@@ -145,7 +166,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, str]]:
 
 
 def test_the_page_is_written_now_and_then_and_always_at_the_end(clock: Clock, page: list[Any]) -> None:
-    counts = BuildProgress(4, (ArtifactProgress(),))
+    counts = BuildProgress(4, WORKERS, (ArtifactProgress(),))
     for _ in range(3):
         counts.add("refiner", done=1)
     assert [(key, percent) for key, percent, _ in page] == [("progress-refiner", 25.0)]
@@ -155,7 +176,7 @@ def test_the_page_is_written_now_and_then_and_always_at_the_end(clock: Clock, pa
 
 
 def test_the_page_goes_on_after_a_while(clock: Clock, page: list[Any]) -> None:
-    counts = BuildProgress(4, (ArtifactProgress(),))
+    counts = BuildProgress(4, WORKERS, (ArtifactProgress(),))
     counts.add("analyzer", done=1)
     clock.now_s += artifacts.UPDATE_EVERY_S
     counts.add("analyzer", done=1)

@@ -58,7 +58,7 @@ def a_run(lake: Path, by_hand: Any, pools: LocalPools, num_clips: int = 3) -> Bu
     return BuildRun(
         chain=Chain(Lake(lake), by_hand.labels(), "tracks"),
         pools=cast("Pools", pools),
-        progress=BuildProgress(num_clips, ()),
+        progress=BuildProgress(num_clips, dict.fromkeys(ROLES, 1), ()),
     )
 
 
@@ -177,6 +177,7 @@ def test_the_next_run_does_not_try_a_failed_clip_again(tmp_path: Path, by_hand: 
         "analyzer": (3, 0),
         "segmenter": (3, 1),
     }
+    assert {role: counts[role].failed_before for role in ROLES} == dict.fromkeys(ROLES, 0) | {"segmenter": 1}
 
 
 def test_a_failure_taken_out_is_tried_again_and_no_other(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
@@ -252,9 +253,7 @@ def test_another_label_of_an_agent_tries_what_it_failed_on(tmp_path: Path, by_ha
     steps(a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2"]})), clips)
     pools = LocalPools(by_hand)
     labels = by_hand.labels(segmenter="another prompt")
-    run = dataclasses.replace(
-        a_run(tmp_path, by_hand, pools), chain=Chain(Lake(tmp_path), labels, "tracks"), failed={}, work={}
-    )
+    run = dataclasses.replace(a_run(tmp_path, by_hand, pools), chain=Chain(Lake(tmp_path), labels, "tracks"), failed={})
     steps(run, clips)
     assert (run.failed, "analyzer" in pools.seen) == ({}, False)
     assert pools.seen["segmenter"] == [["c1", "c2"], ["c3"]]
@@ -268,7 +267,7 @@ def test_of_two_failures_on_one_clip_the_earlier_agents_stands_whichever_came_fi
     for order in (("segmenter", "annotator"), ("annotator", "segmenter")):
         lake = tmp_path / order[0]
         beside = Chain(Lake(lake), by_hand.labels(), "mentions")  # the annotator does not wait for the segmenter
-        run = dataclasses.replace(a_run(lake, by_hand, LocalPools(by_hand, bad=bad)), chain=beside, failed={}, work={})
+        run = dataclasses.replace(a_run(lake, by_hand, LocalPools(by_hand, bad=bad)), chain=beside, failed={})
         results = {role: run_step(role, 0, clips, run, lambda *_: None) for role in ("analyzer", *order, "reviewer")}
         assert [results[role].failed for role in order] == [1, 1]
         assert results["reviewer"].skipped == 1
@@ -297,11 +296,13 @@ def test_two_lakes_in_which_the_same_fails_hold_the_same_evidence(
 def test_the_work_of_a_run_is_added_up_for_each_agent(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
     run = a_run(tmp_path, by_hand, LocalPools(by_hand, bad={"segmenter": ["c2"]}))
     results = dict(zip(ROLES, steps(run, clips), strict=True))
-    assert {role: run.work[role].clips for role in ROLES} == {"analyzer": 3, "segmenter": 3} | dict.fromkeys(
-        ROLES[2:], 2
-    )
-    assert {role: run.work[role].busy_s for role in ROLES} == {role: results[role].busy_s for role in ROLES}
-    assert {work.engine for work in run.work.values()} == {"by hand"}
+    assert [(work.agent, work.engine, work.clips) for work in run.work] == [
+        (role, "by hand", num_clips) for role, num_clips in zip(ROLES, (3, 3, 2, 2, 2), strict=True)
+    ]
+    assert [work.busy_s for work in run.work] == [results[role].busy_s for role in ROLES]
+    again = a_run(tmp_path, by_hand, LocalPools(by_hand))
+    steps(again, clips)
+    assert again.work == ()
 
 
 def test_a_batch_of_failures_only_commits_no_output(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:

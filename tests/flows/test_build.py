@@ -285,7 +285,7 @@ def test_what_agents_did_stays_on_the_metrics_page_of_a_ray_that_outlives_the_bu
     source, profile = (story.lake.with_name(name) for name in ("rows.jsonl", "tiny.toml"))
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     with start_ray(num_cpus=4):
-        run = run_once(source, tmp_path / "lake", profile)
+        run_once(source, tmp_path / "lake", profile)
         (node,) = ray.nodes()
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         time.sleep(4.0)  # four of Ray's reports
@@ -295,7 +295,7 @@ def test_what_agents_did_stays_on_the_metrics_page_of_a_ray_that_outlives_the_bu
     assert {
         (sample.labels["agent"], sample.labels["outcome"], sample.value)
         for sample in of_clips
-        if sample.labels["run"] == str(run.id) and sample.labels["profile"] == "tiny"
+        if sample.labels["lake"] == str(tmp_path / "lake") and sample.labels["profile"] == "tiny"
     } == {(role, "done", 3.0) for role in ROLES}
 
 

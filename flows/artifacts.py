@@ -69,6 +69,6 @@ class ArtifactProgress:
             ]
             for role in due:
                 agent = progress[role]
-                self._bars[role].write(100.0 * agent.done / agent.total, f"{role}: {agent.describe()}")
+                self._bars[role].write(100.0 * agent.done / agent.total, agent.describe())
                 self._shown[role] = progress[role]
                 self._next_s[role] = now_s + UPDATE_EVERY_S

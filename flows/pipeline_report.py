@@ -39,7 +39,7 @@ def pipeline_markdown(
         built.markdown(),
         counts_plot(built.counts),
         f"# Training: {trained.outcome.label}",
-        trained.summary(out),
+        trained.summary(out).replace("\n", "  \n"),  # lines of their own in Markdown
         loss_plot(rows, f"loss, {trained.outcome.label} on build {built.build_id}"),
         steps_table(rows),
     ]

@@ -22,19 +22,19 @@ _NODE_DIED = f"this machine's node of the Ray cluster died; {_ADVICE}"
 
 
 class RayHealth:
-    """Looks at the Ray in use, at most every two seconds; for one thread."""
+    """Looks at the Ray in use; for one thread."""
 
     def __init__(self) -> None:
         self._looked_s = self._answered_s = time.monotonic()
 
-    def trouble(self) -> str:
-        """One line about what died, or nothing.
+    def trouble(self, at_once: bool = False) -> str:
+        """One line about what died, or nothing; nothing too within two seconds of the last look, unless `at_once`.
 
         Of a Ray started here: the processes that all work needs. Of a cluster: whether this machine's node listens,
         and whether the control store answers and takes that node for alive.
         """
         now = time.monotonic()
-        if now - self._looked_s < _EVERY_S:
+        if now - self._looked_s < _EVERY_S and not at_once:
             return ""
         self._looked_s = now
         worker = ray._private.worker

@@ -175,7 +175,7 @@ class RayPool(Generic[JobT, OutT]):
                 else:
                     event()
                 if self._runs and (trouble := self._health.trouble()):
-                    self._stop(PoolError(trouble))
+                    self._stop(PoolError(trouble), without_ray=True)
         except BaseException as error:
             self._stop(PoolError(f"the pool failed: {error!r}"))
             raise
@@ -271,6 +271,9 @@ class RayPool(Generic[JobT, OutT]):
 
     def _lose(self, slot: _Slot[JobT, OutT], evidence: str) -> None:
         """Take a worker out; the oldest call bears the loss, those behind are queued as they were, and all go alone."""
+        if trouble := self._health.trouble(at_once=True):  # to end or start an actor now would wait for what died
+            self._stop(PoolError(trouble), without_ray=True)
+            return
         self._slots.remove(slot)
         _end(slot)
         for number, call in enumerate(slot.calls):
@@ -317,13 +320,14 @@ class RayPool(Generic[JobT, OutT]):
                     )
                 )
 
-    def _stop(self, error: PoolError) -> None:
+    def _stop(self, error: PoolError, *, without_ray: bool = False) -> None:
+        """Let the callers know and end the workers; `without_ray`, these have died or end with this process."""
         if self._error is not None:
             return
         self._error = error
         for run in self._runs:
             run.results.put(error)
-        if ray.is_initialized():
+        if ray.is_initialized() and not without_ray:
             with contextlib.suppress(RayError):
                 idle = [slot.actor.close.remote() for slot in self._slots if slot.is_ready and not slot.calls]
                 ray.wait(idle, num_returns=len(idle), timeout=_CLOSE_S) if idle else None

@@ -14,6 +14,7 @@ from schemas.track import ObjectMasks
 
 JobT = TypeVar("JobT", bound=Record, contravariant=True)
 OutT = TypeVar("OutT", bound=Record)
+OutT_co = TypeVar("OutT_co", bound=Record, covariant=True)
 
 
 class Agent(Protocol[JobT, OutT]):
@@ -33,6 +34,25 @@ class Agent(Protocol[JobT, OutT]):
         """One output per job, in order."""
 
     def close(self) -> None:
+        """Free what `setup` took."""
+
+
+class AsyncAgent(Protocol[JobT, OutT_co]):
+    """One of the five roles behind a server, with many jobs in flight at once (`infra.workbench.AsyncAgent`)."""
+
+    def label(self) -> AgentLabel:
+        """What the agent is made of, for keys and provenance."""
+
+    async def setup(self) -> None:
+        """Open what the jobs share, in the event loop that serves them."""
+
+    async def process_one(self, job: JobT) -> OutT_co:
+        """The job's output, with its clip id."""
+
+    async def probe(self) -> None:
+        """Ask the server what it can answer, and raise where it does not."""
+
+    async def close(self) -> None:
         """Free what `setup` took."""
 
 

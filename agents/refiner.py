@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import combinations
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -17,7 +18,7 @@ from agents.base import ChatModel
 from agents.measure import apart
 from agents.questions import BASIC_TOPICS, BasicTopic, QaPair, basic, choose, future, pick, reasoning
 from agents.relations import group, relation
-from agents.wording import escape_tags, facts_of, facts_survive, merge, subject_of
+from agents.wording import Fact, escape_tags, facts_of, facts_survive, merge, subject_of
 from schemas.caption import ObjectCaption
 from schemas.clip import Clip
 from schemas.given import GIVEN_BY_SOURCE
@@ -76,6 +77,25 @@ class RefinerConfig(Record):
     """Questions on all kept objects of one clip, where there are at least three."""
 
 
+TEMPLATE = "template"
+"""Who words what no model does."""
+
+
+class Note(NamedTuple):
+    """What a detailed caption has to say of one track: the merged sentences, and the facts in them that must stay."""
+
+    track_id: str
+    text: str
+    facts: tuple[Fact, ...]
+
+
+class Worded(NamedTuple):
+    """A detailed caption and who wrote it."""
+
+    text: str
+    wording: str
+
+
 class Refiner:
     """RefinerJob to SampleSet.
 
@@ -87,13 +107,13 @@ class Refiner:
         self._config = config
         self._chat = chat
         self._prompt = (files("agents") / "prompts" / PROMPT).read_text(encoding="utf-8")
-        self._labels = (*labels, self.label())
+        self._maker = SampleMaker(config, (*labels, self.label()))
 
     def label(self) -> AgentLabel:
         """Engine `template`, or the chat model with the hash of its prompt."""
         return AgentLabel(
             agent="refiner",
-            engine=self._chat.name if self._chat else "template",
+            engine=self._chat.name if self._chat else TEMPLATE,
             weights=self._chat.weights() if self._chat else (),
             config_json=self._config.model_dump_json(),
             prompt_hash=hashlib.sha256(self._prompt.encode()).hexdigest() if self._chat else "",
@@ -110,16 +130,50 @@ class Refiner:
 
     def process(self, jobs: Sequence[RefinerJob]) -> list[SampleSet]:
         """One sample set per job; every kept track is in a sample or, with the reason, in `rejected`."""
-        return [self._refine(job) for job in jobs]
+        return [
+            self._maker.samples(job, {note.track_id: self._worded(note) for note in self._maker.notes(job)})
+            for job in jobs
+        ]
 
-    def _refine(self, job: RefinerJob) -> SampleSet:
-        clip_ids = {part.clip_id for part in (job.clip, job.mentions, job.tracks, job.captions, job.verdicts)}
-        if len(clip_ids) > 1:
-            raise ValueError(f"a refiner's job is about one clip, got {sorted(clip_ids)}")
-        case = _Case(job)
+    def _worded(self, note: Note) -> Worded:
+        if self._chat:
+            # as long as the notes at most, at about four characters a token
+            reply = self._chat.reply(self._prompt, f"Notes: {note.text}\nRewritten:", len(note.text) // 3)
+            reply = reply.split("\n")[0].strip()
+            if facts_survive(reply, note.text, note.facts):
+                return Worded(reply, self._chat.name)
+        return Worded(note.text, TEMPLATE)
+
+
+class SampleMaker:
+    """The samples of a clip around detailed captions that someone words: first their `notes`, then all `samples`.
+
+    `labels` are those of all agents, the refiner last, for the samples' provenance.
+    """
+
+    def __init__(self, config: RefinerConfig, labels: tuple[AgentLabel, ...]) -> None:
+        self._config = config
+        self._labels = labels
+
+    def notes(self, job: RefinerJob) -> list[Note]:
+        """One for each detailed caption, in the order of the tracks."""
+        case = _case_of(job)
+        return [
+            Note(
+                track.track_id,
+                merge(escape_tags(caption.appearance), escape_tags(caption.motion), subject_of(caption)),
+                facts_of(caption, job.clip.start_s),
+            )
+            for track in case.kept
+            if (caption := case.described(track))
+        ]
+
+    def samples(self, job: RefinerJob, worded: Mapping[str, Worded]) -> SampleSet:
+        """All samples of a clip, with the wording of each of its notes by track id."""
+        case = _case_of(job)
         samples = [
             *self._short_captions(case),
-            *self._detailed_captions(case),
+            *self._detailed_captions(case, worded),
             *self._questions(case),
         ]
         used = {item.object_id for sample in samples for item in sample.objects}
@@ -135,21 +189,19 @@ class Refiner:
                 answer = escape_tags(case.clip.caption)
                 yield self._sample(case, "short_caption", "none", [track], question, answer, "source_caption")
 
-    def _detailed_captions(self, case: "_Case") -> Iterator[Sample]:
+    def _detailed_captions(self, case: "_Case", worded: Mapping[str, Worded]) -> Iterator[Sample]:
         for track in case.kept:
-            caption = case.captions.get(track.track_id)
-            if caption is None or _is_static_subject(case.mentions[track.mention_id], caption):
-                continue
-            answer, wording = self._worded(case.clip, caption)
-            question = pick(DETAILED_QUESTIONS, track.track_id)
-            yield self._sample(case, "detailed_caption", "none", [track], question, answer, wording)
+            if case.described(track):
+                question = pick(DETAILED_QUESTIONS, track.track_id)
+                answer, wording = worded[track.track_id]
+                yield self._sample(case, "detailed_caption", "none", [track], question, answer, wording)
 
     def _questions(self, case: "_Case") -> Iterator[Sample]:
         tracks = {track.track_id: track for track in case.kept}
         captions = [case.captions[track_id] for track_id in tracks if track_id in case.captions]
         for pair in self._pairs(case.clip, captions, tracks):
             asked = [tracks[caption.track_id] for caption in pair.captions]
-            yield self._sample(case, "qa", pair.qa_type, asked, pair.question, pair.answer, "template")
+            yield self._sample(case, "qa", pair.qa_type, asked, pair.question, pair.answer, TEMPLATE)
 
     def _pairs(self, clip: Clip, captions: Sequence[ObjectCaption], tracks: Mapping[str, Track]) -> Iterator[QaPair]:
         config = self._config
@@ -164,17 +216,6 @@ class Refiner:
             never_touch = apart(tracks[first.track_id].masks, tracks[second.track_id].masks)
             yield from choose(relation(clip, first, second, apart=never_touch), config.reasoning_per_pair)
         yield from choose(group(clip, captions), config.reasoning_per_group)
-
-    def _worded(self, clip: Clip, caption: ObjectCaption) -> tuple[str, str]:
-        """The answer of a detailed caption and who wrote it."""
-        merged = merge(escape_tags(caption.appearance), escape_tags(caption.motion), subject_of(caption))
-        if self._chat:
-            # as long as the notes at most, at about four characters a token
-            reply = self._chat.reply(self._prompt, f"Notes: {merged}\nRewritten:", len(merged) // 3)
-            reply = reply.split("\n")[0].strip()
-            if facts_survive(reply, merged, facts_of(caption, clip.start_s)):
-                return reply, self._chat.name
-        return merged, "template"
 
     def _sample(
         self,
@@ -242,6 +283,18 @@ class _Case:
         self.verdicts = {verdict.track_id: verdict for verdict in job.verdicts.verdicts}
         self.judged = [track for track in job.tracks.tracks if track.track_id in self.verdicts]
         self.kept = [track for track in self.judged if self.verdicts[track.track_id].keep]
+
+    def described(self, track: Track) -> ObjectCaption | None:
+        """What a detailed caption of the track is made of; subjects that do not move have none."""
+        caption = self.captions.get(track.track_id)
+        return None if caption is None or _is_static_subject(self.mentions[track.mention_id], caption) else caption
+
+
+def _case_of(job: RefinerJob) -> _Case:
+    clip_ids = {part.clip_id for part in (job.clip, job.mentions, job.tracks, job.captions, job.verdicts)}
+    if len(clip_ids) > 1:
+        raise ValueError(f"a refiner's job is about one clip, got {sorted(clip_ids)}")
+    return _Case(job)
 
 
 def mid_segment(num_items: int, num_wanted: int) -> list[int]:

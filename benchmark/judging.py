@@ -5,43 +5,25 @@ what is wrong, a bounded number of times. What stays without a score says why; i
 """
 
 import asyncio
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
-from benchmark.answer_cache import AnswerCache, payload_hash
 from benchmark.judge_reply import Dimension, Reason, ReplyScores, read_reply, without_scores
 from benchmark.rubric import ReplyFormat, Rubric, reply_schema
-from infra.chat import ChatError, ChatLostError, ChatSettings, ChatTooLongError, Completion, JsonObject, Message
+from infra.answer_cache import AnswerCache, payload_hash
+from infra.chat import Chat, ChatError, ChatLostError, ChatTooLongError, Completion, Message
+from infra.structured_chat import ask_until
 from schemas.record import Record
 
 MAX_LOST_IN_A_ROW = 3
 """Items without any answer from the server, none answered between them, that end a run: it is not coming back."""
-_SHOWN_CHARS = 4000
-_BLANKS = re.compile(r"\s{3,}")
 
 
 class JudgeGoneError(ChatError):
     """The server has stopped answering: the run ends, and the same command goes on from what is kept."""
-
-
-class Judge(Protocol):
-    """What is asked for marks; `infra.chat_client.ChatClient` is one."""
-
-    @property
-    def settings(self) -> ChatSettings:
-        """Model and sampling, for the record of the results."""
-
-    def payload(self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None) -> JsonObject:
-        """What identifies a question: equal payloads have one answer."""
-
-    async def complete(
-        self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None
-    ) -> Completion:
-        """The reply; raises a ChatError of `infra.chat`."""
 
 
 class JudgeCase(Record):
@@ -117,7 +99,7 @@ class Judging(Record):
 
 
 async def judge_cases(
-    judge: Judge,
+    judge: Chat,
     cache: AnswerCache,
     rubric: Rubric,
     settings: JudgeSettings,
@@ -166,7 +148,7 @@ def _judgement(item_id: str, read: ReplyScores, reply: str, asks: int) -> Judgem
 class _Run:
     """What the cases of one run share."""
 
-    def __init__(self, judge: Judge, cache: AnswerCache, rubric: Rubric, settings: JudgeSettings) -> None:
+    def __init__(self, judge: Chat, cache: AnswerCache, rubric: Rubric, settings: JudgeSettings) -> None:
         self._judge, self._cache, self._rubric, self._settings = judge, cache, rubric, settings
         self._schema = reply_schema(explained=settings.explained) if settings.reply_format == "json" else None
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -180,26 +162,29 @@ class _Run:
         if case.prediction is None or not case.prediction.strip():
             nothing = without_scores("no_prediction", "there is no description")
             return _judgement(case.item_id, nothing, "", asks=0), False
-        messages = self._rubric.messages(case.reference, case.prediction, self._settings.reply_format)
-        best: tuple[ReplyScores, str] | None = None
-        asks, is_kept = 1, True
-        while True:
-            try:
-                completion, is_cached = await self._answer(messages)
-                is_kept = is_kept and is_cached
-            except (ChatLostError, ChatTooLongError) as error:
-                is_kept = False
-                reason: Reason = "too_long" if isinstance(error, ChatTooLongError) else "no_reply"
-                best = best or (without_scores(reason, str(error)), "")
-                break
-            read, reply = _read(completion), completion.text or completion.refusal
-            if best is None or len(read.scores) >= len(best[0].scores):
-                best = (read, reply)
-            if read.complete or asks > self._settings.max_reasks:
-                break
-            messages = (*messages, *self._rubric.ask_again(_shown(reply) or "(nothing)", read.detail))
-            asks += 1
-        return _judgement(case.item_id, *best, asks=asks), is_kept
+        replies: list[tuple[ReplyScores, str]] = []
+        from_cache: list[bool] = []
+
+        async def ask(messages: Sequence[Message]) -> Completion:
+            completion, is_cached = await self._answer(messages)
+            from_cache.append(is_cached)
+            return completion
+
+        def fault_of(completion: Completion) -> str:
+            read = _read(completion)
+            replies.append((read, completion.text or completion.refusal))
+            return "" if read.complete else read.detail
+
+        question = self._rubric.messages(case.reference, case.prediction, self._settings.reply_format)
+        try:
+            asks = await ask_until(ask, question, fault_of, self._rubric.ask_again, self._settings.max_reasks)
+        except (ChatLostError, ChatTooLongError) as error:
+            from_cache.append(False)
+            asks = len(from_cache)
+            reason: Reason = "too_long" if isinstance(error, ChatTooLongError) else "no_reply"
+            replies = replies or [(without_scores(reason, str(error)), "")]
+        best = max(reversed(replies), key=lambda reply: len(reply[0].scores))
+        return _judgement(case.item_id, *best, asks=asks), all(from_cache)
 
     async def _answer(self, messages: Sequence[Message]) -> tuple[Completion, bool]:
         """The answer, and whether the cache had it or the server gave it; equal questions wait for one another."""
@@ -248,14 +233,6 @@ class _Run:
             explained=settings.explained,
             max_reasks=settings.max_reasks,
         )
-
-
-def _shown(reply: str) -> str:
-    """A reply as the judge sees it again: without long blanks, which small models under a JSON schema run into.
-
-    Shown theirs, they go on with it.
-    """
-    return _BLANKS.sub(" ", reply)[:_SHOWN_CHARS]
 
 
 def _told(texts: Iterable[str]) -> tuple[str, ...]:

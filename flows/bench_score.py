@@ -8,7 +8,6 @@ from pathlib import Path
 from agents.engines.coco_classes import COCO_CLASSES
 from agents.engines.minilm import MiniLm
 from agents.vocabulary import STAND_INS, UNKNOWN
-from benchmark.answer_cache import AnswerCache
 from benchmark.description_score import DescriptionScore, description_score
 from benchmark.facts import FactReader
 from benchmark.heuristic import HeuristicScore, heuristic_score
@@ -29,6 +28,7 @@ from flows.bench_record import (
     Score,
     kept_in,
 )
+from infra.answer_cache import AnswerCache
 from infra.chat import ChatError, ChatRefusedError
 from infra.chat_client import ChatClient
 from infra.sigterm import run_until_sigterm

@@ -174,7 +174,7 @@ def _build(
             Pools(resolved, site, ray_address) as pools,
             AgentMetrics(store.address, resolved.name, pools.losses) as metrics,
         ):
-            workers = {role: resolved.resources(role).workers for role in ROLES}
+            workers = {role: resolved.workers(role) for role in ROLES}
             progress = BuildProgress(len(plan.clips), workers, (ArtifactProgress(), metrics, *WATCHERS.sinks()))
             run = BuildRun(chain=Chain(store, labels, annotator_needs(resolved)), pools=pools, progress=progress)
             _run_units(plan, run, resolved.units_in_flight, steps)

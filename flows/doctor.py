@@ -8,7 +8,8 @@ from collections.abc import Callable
 from flows.profile_config import Profile, load_profile
 from flows.server import running_server
 from flows.train_base import EMBEDDED_WEIGHTS
-from flows.wiring import agent_labels, required_weights
+from flows.wiring import agent_labels, required_checkpoints, required_weights, without_checkpoints
+from infra.checkpoints import CheckpointError, checkpoint_folder
 from infra.settings import settings
 from infra.weights import CATALOGUE, FETCH_COMMAND, fetch, missing
 from schemas.record import Record
@@ -40,11 +41,12 @@ def fetch_weights(profile_name: str, say: Callable[[str], None]) -> None:
 
 def examine(profile: Profile) -> list[Finding]:
     """Every finding for a profile on this machine, in the order in which they would stop a build."""
-    return [_python(), _disk(), *_weights(_needed(profile)), _demo_clips(), _server()]
+    checkpoints = [_checkpoint(model) for model in dict.fromkeys(required_checkpoints(profile))]
+    return [_python(), _disk(), *checkpoints, *_weights(_needed(profile)), _demo_clips(), _server()]
 
 
 def _needed(profile: Profile) -> tuple[str, ...]:
-    of_agents = required_weights(agent_labels(profile))
+    of_agents = required_weights(agent_labels(without_checkpoints(profile)))
     return tuple(dict.fromkeys((*of_agents, *EMBEDDED_WEIGHTS.values())))
 
 
@@ -70,6 +72,16 @@ def _disk() -> Finding:
         detail=f"{free_gib:.1f} GiB free in {folder}",
         mend="" if ok else f"free {FREE_DISK_GIB} GiB, or set VIDEOREFER_CACHE to a larger disk",
     )
+
+
+def _checkpoint(model: str) -> Finding:
+    try:
+        folder = checkpoint_folder(model)
+    except CheckpointError as error:
+        fault, _, mend = str(error).partition("; ")
+        return Finding(what=f"model {model}", ok=False, detail=fault, mend=mend)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return Finding(what=f"model {model}", ok=True, detail=f"{size / 1e9:.1f} GB of weights in {folder}")
 
 
 def _weights(names: tuple[str, ...]) -> list[Finding]:

@@ -211,7 +211,7 @@ def _agent_plans(
         yield AgentPlan(
             agent=role,
             clips=len(stale[role]),
-            workers=profile.resources(role).workers,
+            workers=profile.workers(role),
             s_per_clip=s_per_clip,
             busy_s=None if s_per_clip is None else s_per_clip * len(stale[role]),
         )

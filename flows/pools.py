@@ -2,63 +2,81 @@
 
 import threading
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
-from flows.profile_config import ROLES, Profile, Role
+from flows.profile_config import ROLES, Profile, Resources, Role
 from flows.ray_of_run import link_dashboard, use_ray
-from flows.wiring import Site, agent_factory
-from infra.pool import PoolError
+from flows.wiring import Site, agent_factory, make_chat_agent
+from infra.async_pool import AsyncPool
+from infra.chat import ChatSettings
+from infra.pool import Pool, PoolError
 from infra.ray_pool import RayPool
 
 
 class Pools:
-    """Ray and one pool per agent, made on first use and closed together."""
+    """One pool per agent, and Ray for those with workers of their own, made on first use and closed together."""
 
     def __init__(self, profile: Profile, site: Site, ray_address: str | None) -> None:
         self._profile = profile
         self._site = site
         self._ray_address = ray_address
         self._lock = threading.Lock()
-        self._pools: dict[Role, RayPool[Any, Any]] = {}
+        self._pools: dict[Role, RayPool[Any, Any] | AsyncPool[Any, Any]] = {}
         self._stack = ExitStack()
         self._is_closed = False
 
     @property
     def started(self) -> bool:
         """Whether Ray was needed."""
-        return bool(self._pools)
+        return any(isinstance(pool, RayPool) for pool in self._pools.values())
 
     def losses(self, role: Role) -> int:
-        """How many processes of an agent's workers were lost so far, each replaced by another."""
+        """How many processes of an agent's workers were lost so far, each replaced by another; 0 where it has none."""
         pool = self._pools.get(role)
-        return pool.losses if pool else 0
+        return pool.losses if isinstance(pool, RayPool) else 0
 
-    def get(self, role: Role) -> RayPool[Any, Any]:
+    def get(self, role: Role) -> Pool[Any, Any]:
         """The pool of one agent."""
         with self._lock:
             if self._is_closed:
                 raise PoolError("the pools are closed")
-            if not self._pools:
-                link_dashboard(self._stack.enter_context(use_ray(self._ray_address, self._num_cpus())))
             if role not in self._pools:
-                needs = self._profile.resources(role)
-                self._pools[role] = self._stack.enter_context(
-                    RayPool(
-                        agent_factory(role, self._profile, self._site),
-                        num_workers=needs.workers,
-                        batch_size=needs.batch_size,
-                        timeout_s=needs.timeout_s,
-                        max_attempts=needs.max_attempts,
-                        num_cpus=needs.cpus,
-                        num_gpus=needs.gpus,
-                    )
-                )
+                chat = self._profile.chat(role)
+                pool = self._async_pool(role, chat) if chat else self._ray_pool(role)
+                self._pools[role] = pool
+                self._stack.enter_context(pool)
             return self._pools[role]
+
+    def _async_pool(self, role: Role, chat: ChatSettings) -> AsyncPool[Any, Any]:
+        needs = self._profile.batching(role)
+        return AsyncPool(
+            partial(make_chat_agent, role, self._profile),
+            window=chat.concurrency,
+            batch_size=needs.batch_size,
+            timeout_s=needs.timeout_s,
+            max_attempts=needs.max_attempts,
+        )
+
+    def _ray_pool(self, role: Role) -> RayPool[Any, Any]:
+        if not self.started:
+            link_dashboard(self._stack.enter_context(use_ray(self._ray_address, self._num_cpus())))
+        needs = self._profile.batching(role)
+        assert isinstance(needs, Resources), "an agent with workers of its own has resources"
+        return RayPool(
+            agent_factory(role, self._profile, self._site),
+            num_workers=needs.workers,
+            batch_size=needs.batch_size,
+            timeout_s=needs.timeout_s,
+            max_attempts=needs.max_attempts,
+            num_cpus=needs.cpus,
+            num_gpus=needs.gpus,
+        )
 
     def _num_cpus(self) -> int:
         """Enough for every pool at once: on a laptop actors share cores rather than wait for one for ever."""
-        wanted = sum(needs.workers * needs.cpus for needs in map(self._profile.resources, ROLES))
-        return int(-(-wanted // 1))
+        all_needs = [needs for needs in map(self._profile.batching, ROLES) if isinstance(needs, Resources)]
+        return int(-(-sum(needs.workers * needs.cpus for needs in all_needs) // 1))
 
     def __enter__(self) -> Self:
         return self

@@ -6,11 +6,19 @@ from pydantic import Field
 
 from agents.analyzer import AnalyzerConfig
 from agents.annotator import AnnotatorConfig
+from agents.chat_analyzer import ChatAnalyzerConfig
+from agents.chat_refiner import ChatRefinerConfig
 from agents.engines.flow_tracker import FlowTrackerConfig
+from agents.engines.grounded_tracker import GroundedTrackerConfig
+from agents.engines.grounding_dino import GroundingDinoConfig
+from agents.engines.hq_sam import HqSamConfig
+from agents.engines.sam2_video import Sam2VideoConfig
+from agents.engines.sam3_video import Sam3TrackerConfig
 from agents.refiner import RefinerConfig
 from agents.reviewer import ReviewerConfig
 from agents.segmenter import SegmenterConfig
 from flows.profile_files import read_profile, shipped_names
+from infra.chat import ChatSettings
 from infra.fingerprint import NEAR
 from infra.sources import ClipConfig
 from schemas.record import Record
@@ -20,7 +28,18 @@ ROLES: tuple[Role, ...] = get_args(Role)
 FOLDER = "profiles"
 
 
-class Resources(Record):
+class Batching(Record):
+    """How one agent's clips are worked on and given up; all there is to say of an agent behind a chat server."""
+
+    batch_size: Annotated[int, Field(ge=1, le=32)] = 4
+    """Clips per micro-batch: the grain of commit and retry."""
+    timeout_s: Annotated[float, Field(gt=0)] = 900.0
+    """A micro-batch, behind a chat server a clip, that takes longer is taken for hung; its actor is replaced."""
+    max_attempts: Annotated[int, Field(ge=2)] = 2
+    """Tries per clip before it is quarantined; the second is alone, so that a bad clip costs itself only."""
+
+
+class Resources(Batching):
     """What one agent's pool of workers takes."""
 
     workers: Annotated[int, Field(ge=1)] = 1
@@ -29,29 +48,72 @@ class Resources(Record):
     """CPU share of one actor, for Ray's placement."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPU share of one actor."""
-    batch_size: Annotated[int, Field(ge=1, le=32)] = 4
-    """Clips per micro-batch: the grain of commit and retry."""
-    timeout_s: Annotated[float, Field(gt=0)] = 900.0
-    """A micro-batch that takes longer is taken for hung; its actor is replaced."""
-    max_attempts: Annotated[int, Field(ge=2)] = 2
-    """Tries per clip before it is quarantined; the second is alone, so that a bad clip costs itself only."""
 
 
-class AnalyzerProfile(Record):
-    """Caption to mentions."""
+class ParserAnalyzer(Record):
+    """Caption to mentions by a dependency parse, mapped to a detector's closed classes."""
 
     engine: Literal["spacy-chunks+minilm"]
     config: AnalyzerConfig = AnalyzerConfig()
     resources: Resources = Resources()
 
 
-class SegmenterProfile(Record):
-    """Mentions to tracks; `tracker` configures the engine `ssd+minisam+flow` alone."""
+class ServedAnalyzer(Record):
+    """Caption to mentions by a model behind a chat server, for detectors that take any noun."""
 
-    engine: Literal["ssd+minisam+flow", "painted-truth"]
+    engine: Literal["chat"]
+    chat: ChatSettings
+    """`chat.concurrency` clips are in flight at once."""
+    config: ChatAnalyzerConfig = ChatAnalyzerConfig()
+    resources: Batching = Batching()
+
+
+AnalyzerProfile = Annotated[ParserAnalyzer | ServedAnalyzer, Field(discriminator="engine")]
+"""Caption to mentions."""
+
+
+class FlowSegmenter(Record):
+    """Mentions to tracks by a detector of closed classes, masks on key frames and optical flow between."""
+
+    engine: Literal["ssd+minisam+flow"]
     config: SegmenterConfig = SegmenterConfig()
     tracker: FlowTrackerConfig = FlowTrackerConfig()
     resources: Resources = Resources()
+
+
+class PaintedSegmenter(Record):
+    """Mentions to the exact masks that synthetic clips were painted with."""
+
+    engine: Literal["painted-truth"]
+    config: SegmenterConfig = SegmenterConfig()
+    resources: Resources = Resources()
+
+
+class GroundedSegmenter(Record):
+    """Mentions to tracks the paper's way; each of the three models is a folder on the worker's disk."""
+
+    engine: Literal["grounding-dino+hq-sam+sam2"]
+    detector: GroundingDinoConfig
+    mask_model: HqSamConfig
+    video_model: Sam2VideoConfig
+    tracker: GroundedTrackerConfig = GroundedTrackerConfig()
+    config: SegmenterConfig = SegmenterConfig()
+    resources: Resources = Resources()
+
+
+class Sam3Segmenter(Record):
+    """Mentions to tracks by one model, a folder on the worker's disk."""
+
+    engine: Literal["sam3"]
+    tracker: Sam3TrackerConfig
+    config: SegmenterConfig = SegmenterConfig()
+    resources: Resources = Resources()
+
+
+SegmenterProfile = Annotated[
+    FlowSegmenter | PaintedSegmenter | GroundedSegmenter | Sam3Segmenter, Field(discriminator="engine")
+]
+"""Mentions to tracks."""
 
 
 class AnnotatorProfile(Record):
@@ -70,12 +132,26 @@ class ReviewerProfile(Record):
     resources: Resources = Resources()
 
 
-class RefinerProfile(Record):
-    """Verdicts to samples; `engine` words the detailed captions."""
+class LocalRefiner(Record):
+    """Verdicts to samples; `engine` words the detailed captions where the work is done."""
 
     engine: Literal["template", "smollm2-135m"]
     config: RefinerConfig = RefinerConfig()
     resources: Resources = Resources()
+
+
+class ServedRefiner(Record):
+    """Verdicts to samples; a model behind a chat server words the detailed captions."""
+
+    engine: Literal["chat"]
+    chat: ChatSettings
+    """`chat.concurrency` clips are in flight at once."""
+    config: ChatRefinerConfig = ChatRefinerConfig()
+    resources: Batching = Batching()
+
+
+RefinerProfile = Annotated[LocalRefiner | ServedRefiner, Field(discriminator="engine")]
+"""Verdicts to samples."""
 
 
 class DecontaminationProfile(Record):
@@ -114,11 +190,21 @@ class Profile(Record):
     reviewer: ReviewerProfile
     refiner: RefinerProfile
 
-    def resources(self, role: Role) -> Resources:
-        """The resources of one agent."""
+    def batching(self, role: Role) -> Batching:
+        """How one agent's clips are worked on: `Resources` for one with workers of its own."""
         section: AnalyzerProfile | SegmenterProfile | AnnotatorProfile | ReviewerProfile | RefinerProfile
         section = getattr(self, role)
         return section.resources
+
+    def workers(self, role: Role) -> int:
+        """How many workers one agent has; behind a chat server, the window of requests is one."""
+        batching = self.batching(role)
+        return batching.workers if isinstance(batching, Resources) else 1
+
+    def chat(self, role: Role) -> ChatSettings | None:
+        """The chat server that one agent is behind, None where it has workers of its own."""
+        section = getattr(self, role)
+        return section.chat if isinstance(section, ServedAnalyzer | ServedRefiner) else None
 
 
 def shipped_profiles() -> tuple[str, ...]:

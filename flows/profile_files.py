@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -52,13 +52,47 @@ def read_profile(name_or_file: str, folder: str, record_type: type[RecordT]) -> 
 def _one_line(error: ValidationError, record_type: type[Record]) -> str:
     # a misspelt key also leaves its right form missing: the typo is what helps
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    where = ".".join(str(part) for part in first["loc"])
+    where = _place(first["loc"], record_type)
+    if first["type"].startswith("union_tag"):
+        return _of_choice(where, first["input"], first["ctx"])
     if first["type"] == "missing":
         return f"{where}: {first['msg']}"
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg']}, got {first['input']!r}"
-    near = difflib.get_close_matches(where, list(_keys(record_type)), n=1, cutoff=0.0)
+    return _unknown(where, list(_keys(record_type)))
+
+
+def _unknown(where: str, keys: list[str]) -> str:
+    near = difflib.get_close_matches(where, keys, n=1, cutoff=0.0)
     return f"unknown key {where!r}; the nearest valid one is {near[0]!r}"
+
+
+def _of_choice(where: str, given: Mapping[str, Any], ctx: Mapping[str, Any]) -> str:
+    """What is wrong with a section whose own key (`engine`, say) chooses what else may stand in it."""
+    key = str(ctx["discriminator"]).strip("'")
+    if "tag" in ctx:
+        return f"{where}.{key}: must be one of {ctx['expected_tags']}, got {ctx['tag']!r}"
+    typo = difflib.get_close_matches(key, list(given), n=1, cutoff=0.7)
+    return _unknown(f"{where}.{typo[0]}", [f"{where}.{key}"]) if typo else f"{where}.{key}: Field required"
+
+
+def _place(loc: tuple[int | str, ...], record_type: type[BaseModel]) -> str:
+    """The key that an error is about, as the file has it: pydantic puts the choice made into it as well."""
+    parts: list[str] = []
+    models = [record_type]
+    for part in loc:
+        chosen = [model for model in models if part in _choices(model)] if len(models) > 1 else []
+        if chosen:
+            models = chosen
+            continue
+        parts.append(str(part))
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [inner for field in fields[:1] for inner in _records_in(field.annotation)]
+    return ".".join(parts)
+
+
+def _choices(model: type[BaseModel]) -> set[Any]:
+    return {value for field in model.model_fields.values() for value in get_args(field.annotation)}
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What is said to and by a server that speaks OpenAI's chat completions; `infra.chat_client` asks it."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, Protocol
 from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, field_validator
@@ -80,3 +81,19 @@ class Completion(Record):
     model: str
     system_fingerprint: str
     server_version: str
+
+
+class Chat(Protocol):
+    """A server that is asked; `infra.chat_client.ChatClient` is one."""
+
+    @property
+    def settings(self) -> ChatSettings:
+        """Model and sampling, for the record of the results."""
+
+    def payload(self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None) -> JsonObject:
+        """What identifies a question: equal payloads have one answer. No address is in it."""
+
+    async def complete(
+        self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None
+    ) -> Completion:
+        """The reply; raises a ChatError."""

@@ -46,10 +46,11 @@ class ChatClient:
     """Asks one server, at most `settings.concurrency` questions at a time; an async context manager.
 
     A question keeps its place while it waits for another attempt, so a struggling server is asked less. Proxies of the
-    environment are used except for a server on this machine. Raises ChatRefusedError for a key that is not there.
+    environment are used except for a server on this machine. `transport` stands for the network where there is none.
+    The key is in no error, even where a server repeats it. Raises ChatRefusedError for a key that is not there.
     """
 
-    def __init__(self, settings: ChatSettings) -> None:
+    def __init__(self, settings: ChatSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.settings = settings
         base = httpx.URL(settings.base_url)
         path = base.path.rstrip("/")
@@ -61,8 +62,11 @@ class ChatClient:
         self._version_lock = asyncio.Lock()
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._random = np.random.default_rng()
+        self._key = _key(settings.api_key_env)
+        key_header = {"authorization": f"Bearer {self._key}"} if self._key else {}
         self._http = httpx.AsyncClient(
-            headers={"content-type": "application/json", **_key_header(settings.api_key_env)},
+            transport=transport,
+            headers={"content-type": "application/json", **key_header},
             timeout=httpx.Timeout(settings.timeout_s, connect=min(_CONNECT_S, settings.timeout_s)),
             limits=httpx.Limits(max_connections=settings.concurrency),
             trust_env=base.host not in _LOOPBACK,
@@ -113,13 +117,15 @@ class ChatClient:
                     failure = f"no answer in {self.settings.timeout_s:g} s"
                     continue
                 except httpx.RequestError as error:
-                    failure = f"{type(error).__name__}: {_one_line(str(error)) or 'the connection broke'}"
+                    failure = f"{type(error).__name__}: {_one_line(str(error), self._key) or 'the connection broke'}"
                     continue
                 if response.is_success:
                     completion = _completion(response, version)
                     if completion:
                         return completion
-                    failure = f"HTTP {response.status_code} with no chat completion: {_one_line(response.text)}"
+                    failure = (
+                        f"HTTP {response.status_code} with no chat completion: {_one_line(response.text, self._key)}"
+                    )
                     continue
                 failure, told_s = self._failure(response)
         raise ChatLostError(
@@ -131,7 +137,7 @@ class ChatClient:
         limit = self._limit
         response = await self._http.post(self._url, content=_body(payload, limit))
         if limit == _LIMIT and response.status_code in (400, 422):
-            said, _ = _said(response)
+            said, _ = _said(response, self._key)
             # vLLM names both where a question is too long
             if _NEW_LIMIT in said and not _TOO_LONG.search(said):
                 self._limit = _NEW_LIMIT
@@ -140,7 +146,7 @@ class ChatClient:
 
     def _failure(self, response: httpx.Response) -> tuple[str, float]:
         """What went wrong and the wait the server asks for; raises where another attempt is of no use."""
-        said, codes = _said(response)
+        said, codes = _said(response, self._key)
         failure = f"HTTP {response.status_code}: {said}"
         status = response.status_code
         if status >= 500 or (status in _BACK_OFF and _NO_CREDIT not in codes):
@@ -179,14 +185,14 @@ def _body(payload: JsonObject, limit: str) -> bytes:
     return json.dumps({limit if key == _LIMIT else key: value for key, value in payload.items()}).encode()
 
 
-def _key_header(variable: str) -> dict[str, str]:
+def _key(variable: str) -> str:
     if not variable:
-        return {}
+        return ""
     key = os.environ.get(variable, "").strip()
     if not key or not key.isascii() or not key.isprintable():
         got = "holds characters no key has" if key else "is not set"
         raise ChatRefusedError(f"the environment variable {variable} {got}; it should hold the server's key")
-    return {"authorization": f"Bearer {key}"}
+    return key
 
 
 def _completion(response: httpx.Response, server_version: str) -> Completion | None:
@@ -221,21 +227,22 @@ def _encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _said(response: httpx.Response) -> tuple[str, str]:
+def _said(response: httpx.Response, secret: str) -> tuple[str, str]:
     """A refusal's message in one line, and its code and type."""
     try:
         body = response.json()
     except (ValueError, RecursionError):
-        return _one_line(response.text) or response.reason_phrase, ""
+        return _one_line(response.text, secret) or response.reason_phrase, ""
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
-        return _one_line(str(error)), ""
+        return _one_line(str(error), secret), ""
     said = error.get("message") or error.get("detail") or error
-    return _one_line(str(said)), f"{error.get('code')} {error.get('type')}"
+    return _one_line(str(said), secret), f"{error.get('code')} {error.get('type')}"
 
 
-def _one_line(text: str) -> str:
-    flat = _encodable(" ".join(text.split()))
+def _one_line(text: str, secret: str = "") -> str:
+    shown = text.replace(secret, "***") if secret else text
+    flat = _encodable(" ".join(shown.split()))
     return flat if len(flat) <= _LINE_CHARS else f"{flat[:_LINE_CHARS]}..."
 
 

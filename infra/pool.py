@@ -102,13 +102,17 @@ class Batch(Generic[JobT, OutT]):
 
     def settle(self, positions: Sequence[int], work: WorkResult[OutT], worker: str) -> list[tuple[int, ...]]:
         """Take in a call's result; returns what must be tried again, each alone."""
-        self._log_lines.extend(work.log_lines)
-        self._busy_s += work.busy_s
-        self._worker = worker
+        self.take_in(work.log_lines, work.busy_s, worker)
         if work.outputs is None:
             return self.fail(positions, "agent_error", work.error)
         self._results.update(zip(positions, work.outputs, strict=True))
         return []
+
+    def take_in(self, log_lines: Sequence[LogLine], busy_s: float, worker: str) -> None:
+        """Note what a call logged and how long it worked, whatever came of it."""
+        self._log_lines.extend(log_lines)
+        self._busy_s += busy_s
+        self._worker = worker
 
     def fail(self, positions: Sequence[int], reason: FailureReason, evidence: str) -> list[tuple[int, ...]]:
         """Count an attempt that gave nothing; returns what must be tried again, each alone."""

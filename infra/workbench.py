@@ -14,6 +14,7 @@ from schemas.record import Record
 JobT = TypeVar("JobT", bound=Record)
 OutT = TypeVar("OutT", bound=Record)
 JobT_contra = TypeVar("JobT_contra", bound=Record, contravariant=True)
+OutT_co = TypeVar("OutT_co", bound=Record, covariant=True)
 
 _LOG = logging.getLogger("worker")
 _MAX_LOG_LINES = 500
@@ -30,6 +31,22 @@ class PoolAgent(Protocol[JobT_contra, OutT]):
         """One output per job, in order, each with its job's clip id."""
 
     def close(self) -> None:
+        """Free what `setup` took."""
+
+
+class AsyncAgent(Protocol[JobT_contra, OutT_co]):
+    """What a pool needs of an agent that waits for others, a chat server say, and serves many jobs at once."""
+
+    async def setup(self) -> None:
+        """Open what the jobs share; called once, in the event loop that serves them."""
+
+    async def process_one(self, job: JobT_contra) -> OutT_co:
+        """The job's output, with its clip id; called again while other calls wait."""
+
+    async def probe(self) -> None:
+        """Ask the server what it can answer, and raise where it does not."""
+
+    async def close(self) -> None:
         """Free what `setup` took."""
 
 
@@ -74,7 +91,7 @@ class Workbench(Generic[JobT, OutT]):
         with _captured_logs(self._own_thread_only) as lines:
             try:
                 outputs = list(self._agent.process(jobs))
-                _check_ids(jobs, outputs)
+                check_ids(jobs, outputs)
                 _LOG.info("clips %s in %.2f s", " ".join(map(clip_id_of, jobs)), time.perf_counter() - start)
             except Exception as raised:  # noqa: BLE001 - whatever an agent raises costs its jobs, not the build
                 outputs, error = None, error_text(raised)
@@ -98,7 +115,8 @@ def tail(text: str) -> str:
     return text if len(text) <= _EVIDENCE_CHARS else f"... {text[-_EVIDENCE_CHARS:]}"
 
 
-def _check_ids(jobs: Sequence[Record], outputs: Sequence[Record]) -> None:
+def check_ids(jobs: Sequence[Record], outputs: Sequence[Record]) -> None:
+    """Raises ValueError where outputs are not of these jobs' clips, in order."""
     if len(outputs) != len(jobs):
         raise ValueError(f"the agent gave {len(outputs)} outputs for {len(jobs)} jobs")
     for job, output in zip(jobs, outputs, strict=True):

@@ -24,7 +24,6 @@ from judge_server import MODEL_NAME, Counts, ServerError, counts, vllm_server, w
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.answer_cache import AnswerCache
 from benchmark.description_score import DescriptionScore
 from benchmark.items import DescriptionItem, description_items
 from benchmark.judging import JudgeCase, Judgement, judge_cases
@@ -33,6 +32,7 @@ from benchmark.rubric import own_rubric
 from flows.bench_plan import chat_settings
 from flows.bench_record import JUDGE_FOLDER, REPLIES, REPORT_FILE, Judged, Replies
 from flows.bench_table import read_results
+from infra.answer_cache import AnswerCache
 from infra.chat_client import ChatClient
 
 NUM_CLIPS, NUM_ITEMS = 24, 40

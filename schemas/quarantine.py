@@ -34,6 +34,7 @@ Reason = Literal[
     "pronoun",
     "no_mention",
     "no_masks_given",
+    "not_in_caption",
     # segmenter: the object
     "not_found",
     "ambiguous",

@@ -19,6 +19,8 @@ import numpy.typing as npt
 import pytest
 from pycocotools import mask as coco
 
+pytest_plugins = ("tests.tiny_checkpoints",)
+
 MakeVideo = Callable[..., Path]
 ReadNumber = Callable[[npt.NDArray[np.uint8]], int]
 BLOCK_PX = 8
@@ -307,6 +309,12 @@ class ChatServer:
     def stop(self) -> None:
         self._http.shutdown()
         self._http.server_close()
+
+
+@pytest.fixture(scope="session")
+def chat_servers() -> type[ChatServer]:
+    """The class of `chat_server`, for one that outlives a test."""
+    return ChatServer
 
 
 @pytest.fixture

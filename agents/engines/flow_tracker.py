@@ -12,6 +12,7 @@ from agents.base import Detection, Detector, FrameSource, MaskModel
 from agents.engines.box_tracks import BoxLinker, BoxTrack, BoxTrackConfig
 from agents.engines.boxes import box_iou
 from agents.engines.flow_field import FlowField, SoftMask
+from agents.engines.frame_windows import even_frames
 from agents.engines.mask_tracks import MaskTrack, carry_masks, choose_key_frames, mask_iou, soft_box, within
 from infra.video import Frames
 from schemas.clip import Clip
@@ -206,10 +207,7 @@ class FlowTracker:
 
 def tracked_frames(clip: Clip, config: FlowTrackerConfig) -> list[int]:
     """Displayed-frame indices to track: evenly spaced over the clip, first and last frame included."""
-    wanted = max(round((clip.end_s - clip.start_s) * config.track_fps), config.min_frames)
-    count = min(wanted, config.max_frames, clip.num_frames)
-    picked = np.linspace(clip.start_frame, clip.end_frame - 1, count).round().astype(int)
-    return [int(index) for index in np.unique(picked)]
+    return even_frames(clip, config.track_fps, config.min_frames, config.max_frames)
 
 
 def merged(

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from benchmark.answer_cache import AnswerCache, payload_hash
 from benchmark.description_score import description_score
 from benchmark.judge_reply import DIMENSIONS
 from benchmark.judging import JudgeCase, JudgeGoneError, JudgeSettings, Judging, judge_cases
 from benchmark.rubric import own_rubric
+from infra.answer_cache import AnswerCache, payload_hash
 from infra.chat import ChatLostError, ChatRefusedError, ChatSettings, ChatTooLongError
 from infra.chat_client import ChatClient
 
@@ -26,7 +26,7 @@ GOOD = json.dumps({name.lower().replace(" ", "_"): SCORES[key] for key, name in 
 RUN = """
 import asyncio, json, sys
 from pathlib import Path
-from benchmark.answer_cache import AnswerCache
+from infra.answer_cache import AnswerCache
 from benchmark.judging import JudgeCase, JudgeSettings, judge_cases
 from benchmark.rubric import own_rubric
 from infra.chat import ChatSettings

@@ -39,7 +39,7 @@ def message(tmp_path: Path, text: str | bytes) -> str:
 def test_every_shipped_profile_loads_under_its_own_name(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
-    assert all(profile.resources(role).workers >= 1 for role in ROLES)
+    assert all(profile.workers(role) >= 1 for role in ROLES)
 
 
 def test_the_small_profiles_are_shipped() -> None:

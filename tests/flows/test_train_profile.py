@@ -70,7 +70,7 @@ def test_a_whole_model_given_instead_keeps_how_it_is_read(tmp_path: Path) -> Non
     [
         ("num_steps", "num_step", "the nearest valid one is 'settings.num_steps'"),
         ("num = 1", "nums = 1", "the nearest valid one is 'workers.num'"),
-        ('kind = "embedded"', 'kind = "embeded"', "base: "),
+        ('kind = "embedded"', 'kind = "embeded"', "base.kind: "),
         ("learning_rate = 1e-3", "learning_rate = 0", "settings.learning_rate: "),
     ],
 )

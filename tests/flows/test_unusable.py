@@ -89,7 +89,7 @@ def test_an_unknown_profile_names_the_nearest(tmp_path: Path, source: Path) -> N
     [
         ("clips_per_unit", "clip_per_unit", "unknown key 'clip_per_unit'; the nearest valid one is 'clips_per_unit'"),
         ("[refiner]", "[clips]\nmax_frames_px = 9\n[refiner]", "the nearest valid one is 'clips.max_frame_px'"),
-        ('engine = "template"', 'engine = "gpt-4o"', "refiner.engine: Input should be 'template'"),
+        ('engine = "template"', 'engine = "gpt-4o"', "refiner.engine: must be one of 'template'"),
         ("[refiner]", "[refiner", "not TOML"),
     ],
 )

@@ -1,7 +1,8 @@
-"""A judge's answers on disk, one file each, named by the SHA-256 of the question's payload.
+"""Answers of chat servers on disk, one file each, named by the SHA-256 of the question's payload.
 
 A file appears whole or not at all, so a run killed at any moment leaves only answers that count, and runs may share a
-folder. A file that cannot be read counts as no answer and is replaced.
+folder. A file that cannot be read counts as no answer and is replaced. No address is part of a payload: the same model
+elsewhere has the same answers.
 """
 
 import hashlib

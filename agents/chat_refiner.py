@@ -1,0 +1,117 @@
+"""Refiner by a chat model: it words the detailed captions of a clip, all in one question; the rest is `SampleMaker`'s.
+
+The paper has GPT-4o merge the texts on motion and appearance and take out what repeats or is made up. Here what may be
+said is known, so each text is held to it: over a fact that is lost or added, the model is asked again, and a caption
+that still fails stays as the merged sentences.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import Field, JsonValue
+
+from agents.chat_prompt import chat_label, read_prompt, tag_of
+from agents.refiner import REVISION as SAMPLES_REVISION
+from agents.refiner import TEMPLATE, Note, RefinerConfig, SampleMaker, Worded
+from agents.wording import added_words, lost_facts
+from infra.structured_chat import Question, StructuredChat
+from schemas.jobs import RefinerJob
+from schemas.label import AgentLabel
+from schemas.record import Record
+from schemas.sample import SampleSet
+
+REVISION = 1
+PROMPT = "chat_refine.md"
+
+
+class ChatRefinerConfig(RefinerConfig):
+    """Settings of the chat refiner; `max_reasks` bounds how often the model is shown what is wrong with a reply."""
+
+    max_reasks: int = Field(default=2, ge=0)
+
+
+class ObjectText(Record):
+    """The text on one object."""
+
+    id: str
+    text: str
+
+
+class RefinerReply(Record):
+    """What the model says of a clip's objects."""
+
+    id: str
+    objects: tuple[ObjectText, ...]
+
+
+class ChatRefiner:
+    """RefinerJob to SampleSet, one question a clip. `labels` are those of the agents before it."""
+
+    def __init__(self, config: ChatRefinerConfig, chat: StructuredChat, labels: tuple[AgentLabel, ...]) -> None:
+        self._config, self._chat = config, chat
+        self._prompt = read_prompt(PROMPT, RefinerReply)
+        self._wording = self.label().engine
+        self._maker = SampleMaker(config, (*labels, self.label()))
+
+    def label(self) -> AgentLabel:
+        """Model, sampling and prompt."""
+        config = self._config.model_dump(mode="json") | {"samples_revision": SAMPLES_REVISION}
+        return chat_label("refiner", REVISION, config, self._chat.settings, (self._prompt,))
+
+    async def setup(self) -> None:
+        """Open the server's client."""
+        await self._chat.start()
+
+    async def close(self) -> None:
+        """Close the server's client."""
+        await self._chat.close()
+
+    async def probe(self) -> None:
+        """Ask the server for a word."""
+        await self._chat.probe()
+
+    async def process_one(self, job: RefinerJob) -> SampleSet:
+        """The clip's samples; every kept track is in one or, with the reason, in `rejected`.
+
+        Raises BadReplyError where the model gives nothing of use, and a ChatError where the server does not answer.
+        """
+        notes = self._maker.notes(job)
+        return self._maker.samples(job, await self._worded(job.clip.clip_id, notes) if notes else {})
+
+    async def _worded(self, clip_id: str, notes: Sequence[Note]) -> dict[str, Worded]:
+        tags = [tag_of(note.track_id) for note in notes]
+        asked: list[JsonValue] = [{"id": tag, "notes": note.text} for tag, note in zip(tags, notes, strict=True)]
+        reply = await self._chat.ask(
+            Question(
+                messages=self._prompt.messages({"id": tag_of(clip_id), "objects": asked}),
+                again=self._prompt.ask_again,
+                reply=RefinerReply,
+                ids=(tag_of(clip_id), *tags),
+                ids_of=lambda reply: (reply.id, *(item.id for item in reply.objects)),
+                flaws_of=lambda reply: _flaws(reply, notes),
+            )
+        )
+        return {
+            note.track_id: Worded(note.text, TEMPLATE)
+            if _flaw(item.text, note)
+            else Worded(_plain(item.text), self._wording)
+            for item, note in zip(reply.objects, notes, strict=True)
+        }
+
+
+def _flaws(reply: RefinerReply, notes: Sequence[Note]) -> list[str]:
+    found = [(item.id, _flaw(item.text, note)) for item, note in zip(reply.objects, notes, strict=True)]
+    return [f"the text of {item_id} {flaw}" for item_id, flaw in found if flaw]
+
+
+def _flaw(said: str, note: Note) -> str:
+    """What keeps a text from standing for the notes (`agents.wording.facts_survive`), empty where nothing does."""
+    text = _plain(said)
+    lost, added = lost_facts(text, note.text, note.facts), added_words(text, note.text)
+    faults = [f"leaves out: {', '.join(lost)}"] if lost else []
+    faults += [f"adds the words: {', '.join(added)}"] if added else []
+    faults += [] if text.endswith(".") else ["does not end with a full stop"]
+    return " and ".join(faults)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,214 @@
+"""The paper's segmenter: nouns to boxes on one frame, boxes to masks, masks through the clip both ways."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco
+from pydantic import Field
+
+from agents.base import Detection, Engine, FrameSource, MaskModel
+from agents.engines.frame_windows import ReadFrames, even_frames
+from agents.engines.mask_tracks import mask_iou
+from agents.engines.prompt_frames import FoundOn, PromptFramesConfig, find_nouns
+from agents.engines.sam2_video import FramePrompt, Masklet
+from agents.engines.torch_run import CheckpointConfig
+from infra.video import Frames
+from schemas.clip import Clip
+from schemas.record import Record, Share
+from schemas.track import ObjectMasks
+
+
+class Configured(Protocol):
+    """A part that can tell its settings."""
+
+    @property
+    def config(self) -> CheckpointConfig:
+        """What shapes its output, and where it runs."""
+
+
+class NounDetector(Engine, Configured, Protocol):
+    """Boxes of any nouns, told in words."""
+
+    def detect_nouns(self, images: Frames, nouns: Sequence[str]) -> list[list[Detection]]:
+        """For each of (N, height, width, 3) images its boxes, best first; `detector_class` is the noun as given."""
+
+
+class ConfiguredMaskModel(MaskModel, Configured, Protocol):
+    """A mask model with its settings."""
+
+
+class VideoModel(Engine, Configured, Protocol):
+    """Masks of one frame to masks of all."""
+
+    def masklets(
+        self, read: ReadFrames, num_frames: int, size_px: tuple[int, int], prompts: Sequence[FramePrompt]
+    ) -> list[Masklet]:
+        """One masklet per prompted object, in the order of the prompts; `size_px` is the video's height and width."""
+
+
+class GroundedTrackerConfig(Record):
+    """What the tracker looks at, and which objects it keeps.
+
+    `track_fps`, `min_frames`, `max_frames`: the clip is tracked on evenly spaced frames, `track_fps` a second but no
+    fewer than `min_frames` (where it has them; a detailed caption shows up to 32) and no more than `max_frames`.
+    `long_side_px`: size at which all three models get frames, which are decoded once at it.
+    `min_mask_iou`: least own estimate of a mask's IoU for it to be carried on.
+    `merge_iou`: of two objects whose masks overlap more, the surer one stays, whatever nouns they were found for.
+    `max_objects`: at most this many objects of a clip are carried on, the surest ones.
+    """
+
+    track_fps: float = Field(default=8.0, gt=0)
+    min_frames: int = Field(default=32, ge=1)
+    max_frames: int = Field(default=480, ge=1)
+    long_side_px: int = Field(default=1024, ge=32)
+    prompt_frames: PromptFramesConfig = PromptFramesConfig()
+    min_mask_iou: Share = 0.5
+    merge_iou: Share = 0.7
+    max_objects: int = Field(default=24, ge=1)
+
+
+class Seed(NamedTuple):
+    """One object on its prompt frame. `score` is the geometric mean of its detection's and its mask's."""
+
+    place: int
+    noun: str
+    score: float
+    mask: npt.NDArray[np.bool_]
+
+
+class GroundedTracker:
+    """`MaskTracker` as the paper has it (section 3.1): Grounding DINO, HQ-SAM, SAM 2.
+
+    It differs from the paper in that the prompt frame is not drawn (`PromptFramesConfig`), in that nouns which are not
+    on it are looked for on others, and in that the same object found twice is carried once.
+    """
+
+    name = "grounding-dino+hq-sam+sam2"
+
+    def __init__(
+        self,
+        detector: NounDetector,
+        mask_model: ConfiguredMaskModel,
+        video_model: VideoModel,
+        frames: FrameSource,
+        config: GroundedTrackerConfig | None = None,
+    ) -> None:
+        self.config = config or GroundedTrackerConfig()
+        self._detector, self._mask_model, self._video_model = detector, mask_model, video_model
+        self._frames = frames
+
+    def weights(self) -> tuple[str, ...]:
+        """Those of the three models; raises CheckpointError where one is not on this machine."""
+        return (*self._detector.weights(), *self._mask_model.weights(), *self._video_model.weights())
+
+    def settings(self) -> dict[str, Any]:
+        """Its configuration and what of its parts' shapes the output, ready for JSON."""
+        return {
+            "tracker": self.config.model_dump(mode="json"),
+            "detector": self._detector.config.shaping(),
+            "mask_model": self._mask_model.config.shaping(),
+            "video_model": self._video_model.config.shaping(),
+        }
+
+    def setup(self) -> None:
+        """Load the three models; raises CheckpointError where one is not on this machine."""
+        self._detector.setup()
+        self._mask_model.setup()
+        self._video_model.setup()
+
+    def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
+        """One `ObjectMasks` per object of the wanted nouns, best score first, at the clip's own size.
+
+        The score is the geometric mean of the detection's, of the mask's estimated IoU, and of the masks' stability
+        through the clip. Raises what the frame source raises.
+        """
+        frame_idx = even_frames(clip, self.config.track_fps, self.config.min_frames, self.config.max_frames)
+
+        def read(places: Sequence[int]) -> Frames:
+            return self._frames.read(clip, [frame_idx[place] for place in places], self.config.long_side_px)
+
+        def look(places: Sequence[int], nouns: Sequence[str]) -> list[list[Detection]]:
+            return self._detector.detect_nouns(read(places), nouns)
+
+        found = find_nouns(look, len(frame_idx), sorted(set(classes)), self.config.prompt_frames)
+        seeds = self._seeds(read, found)
+        if not seeds:
+            return []
+        prompts = to_prompts(seeds)
+        masklets = self._video_model.masklets(read, len(frame_idx), (clip.height_px, clip.width_px), prompts)
+        by_prompt = [seed for prompt in prompts for seed in seeds if seed.place == prompt.place]
+        carried = [
+            (_with(seed.score, masklet.stability), seed, masklet)
+            for seed, masklet in zip(by_prompt, masklets, strict=True)
+            if any(masklet.rle)
+        ]
+        times_s = self._frames.times_s(clip, frame_idx)
+        return [
+            ObjectMasks(
+                detector_class=seed.noun,
+                frame_idx=tuple(frame_idx),
+                frame_time_s=tuple(times_s),
+                rle=masklet.rle,
+                height_px=clip.height_px,
+                width_px=clip.width_px,
+                score=score,
+            )
+            for score, seed, masklet in self._without_twins(carried, (clip.height_px, clip.width_px))
+        ]
+
+    def _seeds(self, read: ReadFrames, found: Sequence[FoundOn]) -> list[Seed]:
+        """Objects of every prompt frame, surest first, each once."""
+        seeds: list[Seed] = []
+        for place, detections in found:
+            (image,) = read([place])
+            masks, ious = self._mask_model.masks(image, [box.box_xyxy_px for box in detections])
+            own = [
+                Seed(place, box.detector_class, (box.score * iou) ** 0.5, mask)
+                for box, mask, iou in zip(detections, masks, ious, strict=True)
+                if iou >= self.config.min_mask_iou and mask.any()
+            ]
+            seeds += merged(own, self.config.merge_iou)
+        return sorted(seeds, key=lambda seed: -seed.score)[: self.config.max_objects]
+
+    def _without_twins(
+        self, carried: Sequence[tuple[float, Seed, Masklet]], size_px: tuple[int, int]
+    ) -> list[tuple[float, Seed, Masklet]]:
+        """Best first, without those that are the same thing as a better one found on another frame.
+
+        Objects of one prompt frame were compared there; masks that meet later are two objects of which one is lost.
+        """
+        kept: list[tuple[float, Seed, Masklet]] = []
+        for item in sorted(carried, key=lambda item: -item[0]):
+            others = (other for other in kept if other[1].place != item[1].place)
+            if all(rle_iou(item[2].rle, other[2].rle, size_px) <= self.config.merge_iou for other in others):
+                kept.append(item)
+        return kept
+
+
+def merged(seeds: Sequence[Seed], merge_iou: float) -> list[Seed]:
+    """Of objects on one frame, surest first, those whose masks overlap no surer one's by more than `merge_iou`."""
+    kept: list[Seed] = []
+    for seed in sorted(seeds, key=lambda seed: -seed.score):
+        if all(mask_iou(seed.mask, other.mask) <= merge_iou for other in kept):
+            kept.append(seed)
+    return kept
+
+
+def to_prompts(seeds: Sequence[Seed]) -> list[FramePrompt]:
+    """One prompt per frame, with the masks of its objects in their order."""
+    places = dict.fromkeys(seed.place for seed in seeds)
+    return [FramePrompt(place, np.stack([seed.mask for seed in seeds if seed.place == place])) for place in places]
+
+
+def rle_iou(one: Sequence[str | None], other: Sequence[str | None], size_px: tuple[int, int]) -> float:
+    """Mean IoU of two objects over the frames that show both, 0 without one, from COCO counts of masks of one size."""
+    both = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    rles = [[{"size": list(size_px), "counts": counts.encode("ascii")} for counts in pair] for pair in both]
+    return float(np.mean([coco.iou([a], [b], [False])[0, 0] for a, b in rles])) if both else 0.0
+
+
+def _with(seed_score: float, stability: float) -> float:
+    """The geometric mean of three scores, of which two are in `seed_score` already."""
+    return min(1.0, float((seed_score**2 * stability) ** (1 / 3)))

@@ -1,0 +1,73 @@
+"""Model folders as transformers writes them: found on this disk alone, and named by what is in them."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+from infra.weights import WeightError
+
+_NO_PART_OF_A_MODEL = (".md", ".png", ".jpg")
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ckpt")
+"""Weights that are never read here: a pickle may run code, and the others are for other libraries."""
+
+
+class CheckpointError(WeightError):
+    """A model folder is not on this machine, or is no model that may be loaded."""
+
+
+def checkpoint_folder(model: str) -> Path:
+    """The folder of a model that a profile names by path, or by its hub name if the hub's cache here holds it.
+
+    Nothing is fetched. Raises CheckpointError where there is no folder with config.json and safetensors.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        folder = _cached(model)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no config.json; give a folder that transformers' save_pretrained wrote")
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder} holds no *.safetensors, the only weights read; save the model as safetensors")
+    return folder
+
+
+def checkpoint_label(model: str) -> str:
+    """`name@sha256-prefix` over the names and bytes of the files that make the model, wherever the folder lies.
+
+    Reads them all the first time in a process and again only where size or time of a file changed. Raises
+    CheckpointError as `checkpoint_folder` does.
+    """
+    folder = checkpoint_folder(model)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and _is_part(path))
+    lines = (f"{_sha256(path, path.stat().st_size, path.stat().st_mtime_ns)}  {path.name}\n" for path in files)
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return f"{_name(model)}@{digest[:12]}"
+
+
+def _name(model: str) -> str:
+    return Path(model).expanduser().name
+
+
+def _is_part(path: Path) -> bool:
+    return path.name[0] != "." and path.suffix not in (*_NO_PART_OF_A_MODEL, *_OTHER_FORMATS)
+
+
+def _cached(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except HFValidationError as error:  # a path
+        raise CheckpointError(f"there is no model folder {model}; copy it there, or name where it is") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"model {model!r} is not on this machine: it is no folder, nor does the hub's cache hold it; copy the "
+            f"folder here and name its path, or where a hub can be reached: hf download {model}"
+        ) from error
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, _size: int, _time_ns: int) -> str:
+    """Size and time tell one content of a path from the next."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,87 @@
+"""What chat models are sent, word for word, against golden files: a prompt changes on purpose or not at all.
+
+The hash is part of the keys of outputs, so a changed prompt has its agent's outputs made anew. To accept a change,
+delete the golden file and run with `--update-golden`.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agents.chat_analyzer import GIVEN_PROMPT, AnalyzerReply, GivenReply
+from agents.chat_analyzer import PROMPT as ANALYZE
+from agents.chat_prompt import ChatPrompt, prompt_hash, read_prompt, tag_of
+from agents.chat_refiner import PROMPT as REFINE
+from agents.chat_refiner import RefinerReply
+from infra.chat import JsonObject
+from infra.structured_chat import schema_of
+
+GOLDEN = Path(__file__).parent / "golden"
+PROMPTS: dict[str, tuple[Callable[[], ChatPrompt], JsonObject]] = {
+    "chat_analyze": (
+        lambda: read_prompt(ANALYZE, AnalyzerReply),
+        {"id": "0a1b2c3d", "caption": 'A dog "runs"\nto the left \N{DOG}.'},
+    ),
+    "chat_analyze_given": (
+        lambda: read_prompt(GIVEN_PROMPT, GivenReply),
+        {"id": "0a1b2c3d", "expression": "the dog on the left"},
+    ),
+    "chat_refine": (
+        lambda: read_prompt(REFINE, RefinerReply),
+        {"id": "0a1b2c3d", "objects": [{"id": "4e5f6a7b", "notes": "The dog is mostly brown. It hardly moves."}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_prompt_and_its_hash_are_those_of_the_golden_file(name: str, request: pytest.FixtureRequest) -> None:
+    make, asked = PROMPTS[name]
+    prompt = make()
+    turns = (*prompt.messages(asked), *prompt.ask_again('{"id": "0a1b"}', "the id '0a1b2c3d' is missing"))
+    text = "".join(f"=== {turn.role}\n{turn.content}\n" for turn in turns)
+    schema = json.dumps(schema_of(prompt.reply), indent=1, sort_keys=True)
+    rendered = f"{prompt_hash([prompt])}\n{text}=== schema\n{schema}\n"
+    path = GOLDEN / f"{name}.txt"
+    if not path.exists() and request.config.getoption("--update-golden"):
+        path.write_text(rendered, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == rendered
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_all_but_the_last_turn_is_the_same_for_every_clip(name: str) -> None:
+    make, asked = PROMPTS[name]
+    first, second = make().messages(asked), make().messages(asked | {"id": "ffffffff"})
+    assert first[:-1] == second[:-1]
+    assert first[-1] != second[-1]
+    assert first[0].role == "system"
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_the_example_in_a_prompt_is_a_reply_that_counts(name: str) -> None:
+    prompt = PROMPTS[name][0]()
+    asked, replied = (
+        json.loads(line) for line in prompt.system.splitlines() if line.startswith('{"id": "') and "..." not in line
+    )
+    reply = prompt.reply.model_validate(replied)
+    assert replied["id"] == asked["id"]
+    assert reply.model_dump(mode="json") == replied
+
+
+def test_any_change_of_words_or_shape_changes_the_hash() -> None:
+    prompts = [make() for make, _ in PROMPTS.values()]
+    prompt = prompts[0]
+    others = [
+        ChatPrompt(prompt.system + " ", prompt.again, prompt.reply),
+        ChatPrompt(prompt.system, prompt.again + " ", prompt.reply),
+        ChatPrompt(prompt.system, prompt.again, GivenReply),
+    ]
+    hashes = [prompt_hash([one]) for one in (*prompts, *others)] + [prompt_hash(prompts), prompt_hash(prompts[::-1])]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_tags_are_short_and_tell_ids_apart() -> None:
+    tags = {tag_of(f"clip-{i}") for i in range(2000)}
+    assert len(tags) == 2000
+    assert {len(tag) for tag in tags} == {8}

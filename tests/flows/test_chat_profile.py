@@ -1,0 +1,105 @@
+"""Profiles whose agents are behind a chat server: what may be said of them, what they are labelled, where they work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.pools import Pools
+from flows.profile_config import ROLES, Batching, Profile, Resources, load_profile
+from flows.profile_files import ProfileError
+from flows.wiring import Site, agent_labels, make_chat_agent, required_weights
+from infra.async_pool import AsyncPool
+from infra.pool import PoolError
+
+SITE = Site(videos_root="", frames_dir="")
+CHAT = 'chat = { base_url = "http://127.0.0.1:8000/v1", model = "small" }'
+WHOLE = f"""
+name = "mine"
+description = "For a test."
+[analyzer]
+engine = "chat"
+{CHAT}
+[segmenter]
+engine = "painted-truth"
+[annotator]
+engine = "measured-facts"
+[reviewer]
+engine = "second-look+efficientnet-lite3+minilm"
+[refiner]
+engine = "chat"
+{CHAT}
+"""
+
+
+def profile_of(tmp_path: Path, text: str = WHOLE) -> Profile:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return load_profile(str(path))
+
+
+def test_chat_agents_have_a_window_and_no_workers_of_their_own(tmp_path: Path) -> None:
+    profile = profile_of(tmp_path, WHOLE.replace('model = "small" }', 'model = "small", concurrency = 48 }', 1))
+    analyzer, refiner = profile.chat("analyzer"), profile.chat("refiner")
+    assert analyzer is not None
+    assert refiner is not None
+    assert (analyzer.concurrency, refiner.concurrency) == (48, 8)
+    assert [profile.chat(role) for role in ("segmenter", "annotator", "reviewer")] == [None] * 3
+    assert {role: profile.workers(role) for role in ROLES} == dict.fromkeys(ROLES, 1)
+    kinds = {role: type(profile.batching(role)) for role in ROLES}
+    assert kinds == {role: Batching if profile.chat(role) else Resources for role in ROLES}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (CHAT, "", "analyzer.chat"),
+        ('model = "small"', 'modle = "small"', "unknown key 'analyzer.chat.modle'"),
+        ("http://127.0.0.1:8000/v1", "127.0.0.1:8000", "analyzer.chat.base_url"),
+        (CHAT, f"{CHAT}\nresources = {{ workers = 2 }}", "unknown key 'analyzer.resources.workers'"),
+        (CHAT, f"{CHAT}\nconfig = {{ max_reasks = -1 }}", "analyzer.config.max_reasks"),
+        ('"chat"', '"chatty"', "analyzer.engine: must be one of 'spacy-chunks+minilm', 'chat', got 'chatty'"),
+    ],
+)
+def test_a_slip_is_said_with_its_place(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        profile_of(tmp_path, WHOLE.replace(old, new, 1))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_name_the_model_and_need_neither_key_nor_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    keyed = WHOLE.replace('model = "small"', 'model = "small", api_key_env = "NO_SUCH_KEY"')
+    labels = agent_labels(profile_of(tmp_path, keyed))
+    assert {role: labels[role].engine for role in ("analyzer", "refiner")} == dict.fromkeys(
+        ("analyzer", "refiner"), "chat:small"
+    )
+    assert all(len(labels[role].prompt_hash) == 64 for role in ("analyzer", "refiner"))
+    elsewhere = WHOLE.replace("127.0.0.1:8000", "gpu-7:9000")
+    assert agent_labels(profile_of(tmp_path, elsewhere)) == labels == agent_labels(profile_of(tmp_path))
+    assert agent_labels(profile_of(tmp_path, WHOLE.replace('"small"', '"large"'))) != labels
+    assert "smollm2-135m" not in required_weights(labels)
+
+
+def test_chat_agents_start_no_ray_and_a_key_that_is_not_there_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDEOREFER_CACHE", str(tmp_path))
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    profile = profile_of(tmp_path, WHOLE.replace('model = "small"', 'model = "small", api_key_env = "NO_SUCH_KEY"'))
+    job: Any = object()
+    with Pools(profile, SITE, None) as pools:
+        pool = pools.get("analyzer")
+        assert isinstance(pool, AsyncPool)
+        assert pools.get("analyzer") is pool
+        with pytest.raises(
+            PoolError, match=r"^the environment variable NO_SUCH_KEY is not set; it should hold [^\n]+$"
+        ):
+            list(pool.run(0, [job]))
+        assert (pools.started, pools.losses("analyzer")) == (False, 0)
+
+
+def test_an_agent_behind_no_server_has_no_chat(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the segmenter of profile 'mine' is behind no chat server"):
+        make_chat_agent("segmenter", profile_of(tmp_path))

@@ -172,7 +172,7 @@ def test_the_page_is_written_now_and_then_and_always_at_the_end(clock: Clock, pa
     assert [(key, percent) for key, percent, _ in page] == [("progress-refiner", 25.0)]
     counts.add("refiner", done=1)
     assert [percent for _, percent, _ in page] == [25.0, 100.0]
-    assert page[-1][2].startswith("refiner: done 4 of 4 clips")
+    assert page[-1][2].startswith("done 4 of 4 clips")
 
 
 def test_the_page_goes_on_after_a_while(clock: Clock, page: list[Any]) -> None:

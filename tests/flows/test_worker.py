@@ -16,7 +16,7 @@ from uuid import UUID
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.exceptions import PrefectHTTPStatusError
@@ -64,14 +64,14 @@ class Site:
     client: SyncPrefectClient
     folder: Path
 
-    def deploy(self, name: str, source: str = "rows.jsonl") -> Deployed:
+    def deploy(self, name: str, source: str = "rows.jsonl", cron: str = NEW_YEAR) -> Deployed:
         """A build into a lake of its own."""
         parameters = {
             "source": str(self.folder / source),
             "lake": str(self.folder / name),
             "profile": str(self.folder / "tiny.toml"),
         }
-        return deploy(self.server.api_url, build, name, parameters, cron_schedule(NEW_YEAR, "UTC"), self.folder)
+        return deploy(self.server.api_url, build, name, parameters, cron_schedule(cron, "UTC"), self.folder)
 
     def start(self, deployed: Deployed) -> UUID:
         return self.client.create_flow_run_from_deployment(UUID(deployed.deployment_id)).id
@@ -259,6 +259,21 @@ def test_cancel_on_the_page_of_a_deployed_build_frees_its_actors(site: Site) -> 
     assert (ended.state_name, ended.run_count) == ("Cancelled", 1)
     assert "Crashed" not in site.states_of(run_id)
     assert not any((site.folder / "cancelled" / "builds").glob("*/manifest.json"))
+
+
+def test_a_schedule_starts_runs_by_itself_and_the_second_does_no_agent_work(site: Site) -> None:
+    deployed = site.deploy("every-minute", cron="* * * * *")
+    of_it = DeploymentFilter.model_validate({"id": {"any_": [deployed.deployment_id]}})
+    completed = FlowRunFilter.model_validate({"state": {"name": {"any_": ["Completed"]}}})
+    deadline_s = time.monotonic() + 200.0
+    while len(runs := site.client.read_flow_runs(flow_run_filter=completed, deployment_filter=of_it)) < 2:
+        assert time.monotonic() < deadline_s, [run.state_name for run in runs]
+        time.sleep(1.0)
+    assert remove(site.server.api_url, "build", "every-minute")
+    first, second = sorted(runs, key=lambda run: str(run.expected_start_time))[:2]
+    assert all("auto-scheduled" in run.tags for run in (first, second))
+    assert sorted(site.agents_of(first.id)) == ["Completed"] * 5
+    assert site.agents_of(second.id) == ["Cached"] * 5
 
 
 def up() -> str:

@@ -1,0 +1,144 @@
+"""The RayCluster: it has room for the actors of its profile, and runs of its worker find its Ray."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.profile_config import ROLES, Profile, Resources, load_profile
+
+KUBERNETES = Path(__file__).resolve().parents[2] / "infra/deploy/kubernetes"
+PROFILE = KUBERNETES / "profiles" / "64-gpus.toml"
+CPU, GPU = 0, 1
+"""Places of the groups."""
+
+Spec = dict[str, Any]
+
+
+@pytest.fixture
+def cluster() -> Spec:
+    """A deep copy without the file's anchors, so that a change in one place is in one place."""
+    spec: Spec = yaml.safe_load((KUBERNETES / "ray-cluster.yaml").read_text())["spec"]
+    return unshared(spec)
+
+
+def unshared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: unshared(item) for key, item in value.items()}
+    return [unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def resources_told(cluster: Spec) -> list[str]:
+    """What Ray is told of each pod, against what Kubernetes gives it."""
+    faults = []
+    for group in cluster["workerGroupSpecs"]:
+        given = group["template"]["spec"]["containers"][0]["resources"]
+        for name, flag in (("cpu", "num-cpus"), ("nvidia.com/gpu", "num-gpus")):
+            if given["requests"].get(name) != group["rayStartParams"].get(flag):
+                faults.append(f"{group['groupName']}: Ray is told of other {name} than it has")
+        if given["requests"].get("nvidia.com/gpu") != given["limits"].get("nvidia.com/gpu"):
+            faults.append(f"{group['groupName']}: Kubernetes wants as many GPUs in limits as in requests")
+    return faults
+
+
+def unplaced(cluster: Spec, profile: Profile) -> list[str]:
+    """Pools whose actors find no room, the first pod with room taken; Ray keeps other actors off GPU pods."""
+    pods = [(group, nodes(group)) for group in cluster["workerGroupSpecs"]]
+    faults = []
+    for role in ROLES:
+        needs = profile.batching(role)
+        if not isinstance(needs, Resources):
+            continue  # behind a chat server
+        free = [
+            node for group, own in pods for node in own if ("num-gpus" in group["rayStartParams"]) == (needs.gpus > 0)
+        ]
+        for number in range(needs.workers):
+            node = next((it for it in free if it[0] >= needs.cpus and it[1] >= needs.gpus), None)
+            if node is None:
+                faults.append(f"{role}: room for {number} of {needs.workers}")
+                break
+            node[0] -= needs.cpus
+            node[1] -= needs.gpus
+    return faults
+
+
+def nodes(group: Spec) -> list[list[float]]:
+    """Free CPUs and GPUs of each pod."""
+    params = group["rayStartParams"]
+    return [[float(params["num-cpus"]), float(params.get("num-gpus", 0))] for _ in range(group["replicas"])]
+
+
+def unreached(cluster: Spec) -> list[str]:
+    """What keeps the runs of the worker from Ray's node, which they find by its process and its sockets, or actors from
+    the frames, which are where the run says, on every node."""
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    faults = [] if head.get("shareProcessNamespace") else ["the worker does not see Ray's processes"]
+    for container in head["containers"]:
+        volumes = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        if volumes.get("/tmp/ray") != "ray":
+            faults.append(f"{container['name']} lacks Ray's sockets")
+    pods = [group["template"]["spec"] for group in cluster["workerGroupSpecs"]]
+    at_work = [head["containers"][1], *(pod["containers"][0] for pod in pods)]
+    seen = {container["name"]: paths(container) for container in at_work}
+    faults += [f"{name} sees {found}" for name, found in seen.items() if found != paths(at_work[0])]
+    return faults + [f"{paths(at_work[0])}: its cache is not on the node"] * ("cache" not in str(paths(at_work[0])))
+
+
+def paths(container: Spec) -> dict[str, str]:
+    """Volumes by where they are, and the cache folder."""
+    (cache,) = (variable["value"] for variable in container["env"] if variable["name"] == "VIDEOREFER_CACHE")
+    volumes = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    return volumes | {"VIDEOREFER_CACHE": f"{cache} on {volumes.get(cache)}"}
+
+
+def num_gpus(cluster: Spec) -> int:
+    vllm, _ = yaml.safe_load_all((KUBERNETES / "vllm.yaml").read_text())
+    ray = sum(int(it["rayStartParams"].get("num-gpus", 0)) * it["replicas"] for it in cluster["workerGroupSpecs"])
+    return int(vllm["spec"]["replicas"]) + ray
+
+
+def test_all_actors_of_the_profile_find_room(cluster: Spec) -> None:
+    assert resources_told(cluster) == []
+    assert unplaced(cluster, load_profile(str(PROFILE))) == []
+
+
+def test_it_has_the_gpus_of_its_name(cluster: Spec) -> None:
+    assert num_gpus(cluster) == 64
+
+
+def test_runs_of_the_worker_find_its_ray_and_actors_their_files(cluster: Spec) -> None:
+    assert unreached(cluster) == []
+
+
+@pytest.mark.parametrize("group", [CPU, GPU])
+def test_a_pod_too_few_is_found(cluster: Spec, group: int) -> None:
+    cluster["workerGroupSpecs"][group]["replicas"] -= 1
+    assert unplaced(cluster, load_profile(str(PROFILE)))
+
+
+@pytest.mark.parametrize("flag", ["num-cpus", "num-gpus"])
+def test_a_resource_that_ray_is_not_told_of_is_found(cluster: Spec, flag: str) -> None:
+    cluster["workerGroupSpecs"][GPU]["rayStartParams"][flag] = "7"
+    assert resources_told(cluster)
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda it: it["headGroupSpec"]["template"]["spec"].pop("shareProcessNamespace"),
+        lambda it: it["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"].clear(),
+        lambda it: it["headGroupSpec"]["template"]["spec"]["containers"][1]["volumeMounts"].pop(0),
+        lambda it: it["workerGroupSpecs"][GPU]["template"]["spec"]["containers"][0]["volumeMounts"].pop(),
+        lambda it: it["workerGroupSpecs"][GPU]["template"]["spec"]["containers"][0]["env"][0].update(
+            value="/tmp/cache"
+        ),
+    ],
+    ids=["no processes", "no sockets in the head", "no sockets in the worker", "no profiles", "another cache"],
+)
+def test_what_keeps_parts_from_one_another_is_found(cluster: Spec, break_it: Callable[[Spec], object]) -> None:
+    broken = copy.deepcopy(cluster)
+    break_it(broken)
+    assert unreached(broken)

@@ -1,6 +1,7 @@
 """Prompts of chat agents: files in `agents/prompts`, told apart by hash, with what is asked in the last turn alone.
 
-The instructions are the same for every clip and come first, so that a server evaluates them once.
+The instructions are the same for every clip and come first, so that a server evaluates them once. Pictures, which cost
+more, come before them: several questions are asked of the same pictures, and a server evaluates those once.
 """
 
 import json
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from infra.chat import ChatSettings, JsonObject, Message
+from infra.chat import ChatSettings, ImagePart, JsonObject, Message, TextPart
 from infra.structured_chat import schema_of
 from schemas.label import AgentLabel
 from schemas.record import Record, content_id, short_id
@@ -29,6 +30,11 @@ class ChatPrompt:
         """The turns of a question."""
         user = json.dumps(asked, ensure_ascii=False)
         return Message(role="system", content=self.system), Message(role="user", content=user)
+
+    def shown(self, pictures: Sequence[ImagePart], asked: JsonObject) -> tuple[Message, ...]:
+        """The turn of a question on pictures."""
+        text = f"{self.system}\n\n{json.dumps(asked, ensure_ascii=False)}"
+        return (Message(role="user", content=(*pictures, TextPart(text=text))),)
 
     def ask_again(self, reply: str, error: str) -> tuple[Message, ...]:
         """The turns that show the model its reply and what is wrong with it."""
@@ -56,15 +62,19 @@ def chat_label(
 
     What weights the server has is not known.
     """
-    sampling = {"model": chat.model, "temperature": chat.temperature, "max_tokens": chat.max_tokens}
     return AgentLabel(
         agent=agent,
         engine=f"chat:{chat.model}",
         weights=(),
-        config_json=json.dumps(config | {"chat": sampling}, sort_keys=True),
+        config_json=json.dumps(config | {"chat": sampling_of(chat)}, sort_keys=True),
         prompt_hash=prompt_hash(prompts),
         revision=revision,
     )
+
+
+def sampling_of(chat: ChatSettings) -> JsonObject:
+    """What of a server's settings shapes its answers."""
+    return {"model": chat.model, "temperature": chat.temperature, "max_tokens": chat.max_tokens}
 
 
 def tag_of(*ids: str) -> str:

@@ -14,6 +14,7 @@ from PIL import UnidentifiedImageError
 from agents.engines.mini_sam import MiniSam, Prompt
 from infra import weights
 from infra.frame_folder import Image
+from infra.pictures import draw_outline
 from infra.weights import weight_label
 from schemas.record import Record, Share
 
@@ -105,9 +106,7 @@ def write_overlay(path: Path, image: Image, masks: Sequence[Mask]) -> None:
     width_px = max(1, round(max(image.shape[:2]) / 320))
     for number, mask in enumerate(masks):
         colour = _COLOURS_RGB[number % len(_COLOURS_RGB)]
-        lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, lines, -1, (0, 0, 0), width_px + 2)
-        cv2.drawContours(picture, lines, -1, colour, width_px)
+        draw_outline(picture, mask, colour, width_px)
         if len(masks) > 1:
             left, top, _, _ = _box_xyxy_px(mask)
             at = (left, max(top - 4, 12 * width_px))

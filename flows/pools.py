@@ -51,7 +51,7 @@ class Pools:
     def _async_pool(self, role: Role, chat: ChatSettings) -> AsyncPool[Any, Any]:
         needs = self._profile.batching(role)
         return AsyncPool(
-            partial(make_chat_agent, role, self._profile),
+            partial(make_chat_agent, role, self._profile, self._site),
             window=chat.concurrency,
             batch_size=needs.batch_size,
             timeout_s=needs.timeout_s,

@@ -7,7 +7,9 @@ from pydantic import Field
 from agents.analyzer import AnalyzerConfig
 from agents.annotator import AnnotatorConfig
 from agents.chat_analyzer import ChatAnalyzerConfig
+from agents.chat_annotator import ChatAnnotatorConfig
 from agents.chat_refiner import ChatRefinerConfig
+from agents.chat_reviewer import ChatReviewerConfig
 from agents.engines.flow_tracker import FlowTrackerConfig
 from agents.engines.grounded_tracker import GroundedTrackerConfig
 from agents.engines.grounding_dino import GroundingDinoConfig
@@ -116,20 +118,50 @@ SegmenterProfile = Annotated[
 """Mentions to tracks."""
 
 
-class AnnotatorProfile(Record):
-    """Tracks to captions."""
+class MeasuringAnnotator(Record):
+    """Tracks to captions, from measurements alone."""
 
     engine: Literal["measured-facts"]
     config: AnnotatorConfig = AnnotatorConfig()
     resources: Resources = Resources()
 
 
-class ReviewerProfile(Record):
-    """Captions to verdicts."""
+class ServedAnnotator(Record):
+    """Tracks to captions; facts are measured, and a model behind a chat server, which must see, words the texts."""
+
+    engine: Literal["chat"]
+    chat: ChatSettings
+    """`chat.concurrency` clips are in flight at once."""
+    config: ChatAnnotatorConfig = ChatAnnotatorConfig()
+    resources: Batching = Batching()
+
+
+AnnotatorProfile = Annotated[MeasuringAnnotator | ServedAnnotator, Field(discriminator="engine")]
+"""Tracks to captions."""
+
+
+class SecondLookReviewer(Record):
+    """Captions to verdicts, from a classifier and measurements on frames of its own."""
 
     engine: Literal["second-look+efficientnet-lite3+minilm"]
     config: ReviewerConfig = ReviewerConfig()
     resources: Resources = Resources()
+
+
+class ServedReviewer(Record):
+    """Captions to verdicts; one model behind a chat server describes each region, another matches the texts."""
+
+    engine: Literal["chat"]
+    captioner: ChatSettings
+    """A model that sees, best another than the annotator's."""
+    chat: ChatSettings
+    """The model that matches; `chat.concurrency` clips are in flight at once."""
+    config: ChatReviewerConfig = ChatReviewerConfig()
+    resources: Batching = Batching()
+
+
+ReviewerProfile = Annotated[SecondLookReviewer | ServedReviewer, Field(discriminator="engine")]
+"""Captions to verdicts."""
 
 
 class LocalRefiner(Record):
@@ -204,7 +236,8 @@ class Profile(Record):
     def chat(self, role: Role) -> ChatSettings | None:
         """The chat server that one agent is behind, None where it has workers of its own."""
         section = getattr(self, role)
-        return section.chat if isinstance(section, ServedAnalyzer | ServedRefiner) else None
+        served = ServedAnalyzer | ServedAnnotator | ServedReviewer | ServedRefiner
+        return section.chat if isinstance(section, served) else None
 
 
 def shipped_profiles() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from agents.base import FrameSource
+from infra.pictures import jpeg
 from infra.video import Image, VideoError
 from schemas.clip import Clip
 from schemas.mask import decode
@@ -113,13 +114,13 @@ def read_pictures(strips: Sequence[Strip], frames: FrameSource) -> dict[PictureK
         except VideoError:
             continue  # the card says that its frames could not be read
         for idx, image in zip(order, images, strict=True):
-            pictures[clip_id, idx] = _jpeg(image, FIRST_QUALITY)
+            pictures[clip_id, idx] = jpeg(image, FIRST_QUALITY)
     return pictures
 
 
 def shrink(pictures: Mapping[PictureKey, bytes], long_side_px: int, quality: int) -> dict[PictureKey, bytes]:
     """The same pictures, smaller: no side above `long_side_px`, JPEG quality 0 to 100."""
-    return {key: _jpeg(_within(_image(data), long_side_px), quality) for key, data in pictures.items()}
+    return {key: jpeg(_within(_image(data), long_side_px), quality) for key, data in pictures.items()}
 
 
 @lru_cache(maxsize=4096)
@@ -149,11 +150,6 @@ def _track_stills(tracks: Sequence[Track | None], visible_until_s: float) -> lis
 def _image(data: bytes) -> Image:
     image: Image = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     return image
-
-
-def _jpeg(image: Image, quality: int) -> bytes:
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return bytes(data)
 
 
 def _within(image: Image, long_side_px: int) -> Image:

@@ -9,7 +9,9 @@ from agents.analyzer import Analyzer
 from agents.annotator import Annotator
 from agents.base import Agent, AsyncAgent, MaskTracker
 from agents.chat_analyzer import ChatAnalyzer
+from agents.chat_annotator import ChatAnnotator
 from agents.chat_refiner import ChatRefiner
+from agents.chat_reviewer import ChatRegionCaptioner, ChatReviewer
 from agents.engines.coco_classes import COCO_CLASSES
 from agents.engines.efficientnet import EfficientNetLite3
 from agents.engines.flow_tracker import FlowTracker
@@ -32,14 +34,18 @@ from flows.profile_config import (
     FlowSegmenter,
     GroundedSegmenter,
     LocalRefiner,
+    MeasuringAnnotator,
     PaintedSegmenter,
     ParserAnalyzer,
     Profile,
     Role,
     Sam3Segmenter,
+    SecondLookReviewer,
     SegmenterProfile,
     ServedAnalyzer,
+    ServedAnnotator,
     ServedRefiner,
+    ServedReviewer,
 )
 from infra.decode_cache import DecodeCache
 from infra.settings import settings
@@ -95,7 +101,7 @@ def without_checkpoints(profile: Profile) -> Profile:
 
 def annotator_needs(profile: Profile) -> Literal["mentions", "tracks"]:
     """What the profile's annotator engine declares to read."""
-    engines = {"measured-facts": Annotator}
+    engines: dict[str, type[Annotator] | type[ChatAnnotator]] = {"measured-facts": Annotator, "chat": ChatAnnotator}
     return engines[profile.annotator.engine].needs
 
 
@@ -104,8 +110,8 @@ def agent_factory(role: Role, profile: Profile, site: Site) -> Callable[[], AnyA
     return partial(make_agent, role, profile, site)
 
 
-def make_chat_agent(role: Role, profile: Profile) -> AnyAsyncAgent:
-    """One agent behind the chat server that its profile names; nothing is opened before its `setup`.
+def make_chat_agent(role: Role, profile: Profile, site: Site) -> AnyAsyncAgent:
+    """One agent behind the chat servers that its profile names; nothing is opened before its `setup`.
 
     Answers are kept in this machine's cache folder. Raises ValueError for an agent behind no server.
     """
@@ -113,9 +119,16 @@ def make_chat_agent(role: Role, profile: Profile) -> AnyAsyncAgent:
     match getattr(profile, role):
         case ServedAnalyzer() as section:
             return ChatAnalyzer(section.config, StructuredChat(section.chat, answers, section.config.max_reasks))
+        case ServedAnnotator() as section:
+            chat = StructuredChat(section.chat, answers, section.config.max_reasks)
+            return ChatAnnotator(section.config, chat, _frames(profile, site))
+        case ServedReviewer() as section:
+            asked = StructuredChat(section.captioner, answers, section.config.max_reasks)
+            chat = StructuredChat(section.chat, answers, section.config.max_reasks)
+            return ChatReviewer(section.config, ChatRegionCaptioner(asked), chat, _frames(profile, site))
         case ServedRefiner() as section:
             chat = StructuredChat(section.chat, answers, section.config.max_reasks)
-            return ChatRefiner(section.config, chat, _before_refiner(profile, Site(videos_root="", frames_dir="")))
+            return ChatRefiner(section.config, chat, _before_refiner(profile, site))
     raise ValueError(f"the {role} of profile {profile.name!r} is behind no chat server")
 
 
@@ -124,7 +137,7 @@ def make_agent(role: Role, profile: Profile, site: Site) -> AnyAgent:
 
     An agent behind a chat server is made by `make_chat_agent`.
     """
-    frames = DecodeCache(Path(site.videos_root), Path(site.frames_dir), profile.decode_cache_mib * 2**20)
+    frames = _frames(profile, site)
     match role:
         case "analyzer":
             assert isinstance(profile.analyzer, ParserAnalyzer), "a chat agent has a maker of its own"
@@ -132,8 +145,10 @@ def make_agent(role: Role, profile: Profile, site: Site) -> AnyAgent:
         case "segmenter":
             return Segmenter(profile.segmenter.config, _tracker(profile.segmenter, site, frames), frames)
         case "annotator":
+            assert isinstance(profile.annotator, MeasuringAnnotator), "a chat agent has a maker of its own"
             return Annotator(profile.annotator.config, frames)
         case "reviewer":
+            assert isinstance(profile.reviewer, SecondLookReviewer), "a chat agent has a maker of its own"
             return Reviewer(
                 profile.reviewer.config, frames, EfficientNetLite3(), MiniLm(), tuple(COCO_CLASSES.values())
             )
@@ -145,8 +160,12 @@ def make_agent(role: Role, profile: Profile, site: Site) -> AnyAgent:
 
 def _label(role: Role, profile: Profile, site: Site) -> AgentLabel:
     if profile.chat(role):
-        return make_chat_agent(role, profile).label()
+        return make_chat_agent(role, profile, site).label()
     return make_agent(role, profile, site).label()
+
+
+def _frames(profile: Profile, site: Site) -> DecodeCache:
+    return DecodeCache(Path(site.videos_root), Path(site.frames_dir), profile.decode_cache_mib * 2**20)
 
 
 def _before_refiner(profile: Profile, site: Site) -> tuple[AgentLabel, ...]:

@@ -1,7 +1,8 @@
 """What is said to and by a server that speaks OpenAI's chat completions; `infra.chat_client` asks it."""
 
+import base64
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, field_validator
@@ -58,11 +59,31 @@ class ChatSettings(Record):
         return value
 
 
+class TextPart(Record):
+    """Words between pictures."""
+
+    text: str
+
+
+class ImagePart(Record):
+    """A picture, which travels inside the request."""
+
+    data_uri: Annotated[str, Field(pattern=r"^data:image/(jpeg|png);base64,[A-Za-z0-9+/]+=*$")]
+
+    @classmethod
+    def of_jpeg(cls, data: bytes) -> Self:
+        """The picture of a JPEG file's bytes."""
+        return cls(data_uri=f"data:image/jpeg;base64,{base64.b64encode(data).decode()}")
+
+
+Part = TextPart | ImagePart
+
+
 class Message(Record):
-    """One turn of a chat."""
+    """One turn of a chat: a text, or texts and pictures in the order in which a model sees them."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: str | tuple[Part, ...]
 
 
 class Completion(Record):
@@ -91,7 +112,7 @@ class Chat(Protocol):
         """Model and sampling, for the record of the results."""
 
     def payload(self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None) -> JsonObject:
-        """What identifies a question: equal payloads have one answer. No address is in it."""
+        """What identifies a question: equal payloads have one answer. It holds no address, and of pictures a hash."""
 
     async def complete(
         self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None

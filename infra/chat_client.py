@@ -5,10 +5,11 @@ completion. What does not pass is told at once, in one line. Nothing here knows 
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,6 +28,8 @@ from infra.chat import (
     Completion,
     JsonObject,
     Message,
+    Part,
+    TextPart,
 )
 
 _CONNECT_S = 10.0
@@ -81,12 +84,20 @@ class ChatClient:
         await self._http.aclose()
 
     def payload(self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None) -> JsonObject:
-        """What `complete` sends, but for the name of the limit of tokens where a server wants another; its hash
-        identifies a question.
+        """What `complete` sends, but for pictures, of which it has the SHA-256, so that kept questions stay small, and
+        for the name of the limit of tokens where a server wants another; its hash identifies a question.
         """
+        return self._payload(messages, json_schema, _hash_of)
+
+    def _payload(
+        self,
+        messages: Sequence[Message],
+        json_schema: Mapping[str, JsonValue] | None,
+        url_of: Callable[[str], str],
+    ) -> JsonObject:
         payload: JsonObject = {
             "model": self.settings.model,
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "messages": [{"role": message.role, "content": _content(message, url_of)} for message in messages],
             "temperature": self.settings.temperature,
             _LIMIT: self.settings.max_tokens,
         }
@@ -102,7 +113,7 @@ class ChatClient:
 
         Raises ChatRefusedError, ChatTooLongError or ChatLostError.
         """
-        payload = self.payload(messages, json_schema)
+        payload = self._payload(messages, json_schema, str)
         async with self._slots:
             version = await self._server_version()
             failure, told_s = "", 0.0
@@ -179,6 +190,23 @@ class ChatClient:
                 if isinstance(told, dict) and isinstance(told.get("version"), str):
                     return _one_line(told["version"])
         return ""
+
+
+def _content(message: Message, url_of: Callable[[str], str]) -> JsonValue:
+    """A message's content in OpenAI's form; `url_of` gives a picture's address from its data URI."""
+    if isinstance(message.content, str):
+        return message.content
+    return [_part(part, url_of) for part in message.content]
+
+
+def _part(part: Part, url_of: Callable[[str], str]) -> JsonValue:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    return {"type": "image_url", "image_url": {"url": url_of(part.data_uri)}}
+
+
+def _hash_of(data_uri: str) -> str:
+    return f"sha256:{hashlib.sha256(data_uri.encode()).hexdigest()}"
 
 
 def _body(payload: JsonObject, limit: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Object caption: what was measured of one track, as typed facts and as text, motion and appearance apart."""
+"""Object caption: what was measured of one track, as typed facts, and texts, motion and appearance apart."""
 
 from pydantic import Field
 
@@ -61,11 +61,12 @@ class Contact(Record):
 
 
 class ObjectCaption(Record):
-    """All that is measured of one track.
+    """All that is measured of one track, and the annotator's two texts on it.
 
     `motion_facts` covers the whole span; `seen_facts` only up to `visible_until_s`, `rest_facts` what comes after it
     (None where the object is not seen long enough on that side): a future question is asked of the first and answered
-    from the second.
+    from the second. `moving` is whether a subject counts as moving, as the annotator judges it: by `motion_facts`, or
+    by what it sees the object do.
     """
 
     track_id: str

@@ -42,7 +42,12 @@ Reason = Literal[
     "count_mismatch",
     "same_object",
     "track_too_short",
+    # annotator: the object
+    "static_subject",
+    "unusable_text",
     # reviewer: the claim
+    "other_object",
+    "unsure_match",
     "class_mismatch",
     "colour_mismatch",
     "direction_mismatch",

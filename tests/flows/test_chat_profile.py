@@ -8,7 +8,7 @@ import pytest
 from flows.pools import Pools
 from flows.profile_config import ROLES, Batching, Profile, Resources, load_profile
 from flows.profile_files import ProfileError
-from flows.wiring import Site, agent_labels, make_chat_agent, required_weights
+from flows.wiring import Site, agent_labels, annotator_needs, make_chat_agent, required_weights
 from infra.async_pool import AsyncPool
 from infra.pool import PoolError
 
@@ -31,6 +31,12 @@ engine = "chat"
 {CHAT}
 """
 
+SEEING = WHOLE.replace('engine = "measured-facts"', f'engine = "chat"\n{CHAT}').replace(
+    'engine = "second-look+efficientnet-lite3+minilm"',
+    f'engine = "chat"\n{CHAT.replace("chat =", "captioner =").replace("small", "seer")}\n{CHAT}',
+)
+"""Everything but the segmenter is behind a server."""
+
 
 def profile_of(tmp_path: Path, text: str = WHOLE) -> Profile:
     path = tmp_path / "mine.toml"
@@ -48,6 +54,26 @@ def test_chat_agents_have_a_window_and_no_workers_of_their_own(tmp_path: Path) -
     assert {role: profile.workers(role) for role in ROLES} == dict.fromkeys(ROLES, 1)
     kinds = {role: type(profile.batching(role)) for role in ROLES}
     assert kinds == {role: Batching if profile.chat(role) else Resources for role in ROLES}
+
+
+def test_annotator_and_reviewer_behind_a_server_are_labelled_by_all_their_models(tmp_path: Path) -> None:
+    profile = profile_of(tmp_path, SEEING)
+    kinds = {role: type(profile.batching(role)) for role in ROLES}
+    assert kinds == {role: Resources if role == "segmenter" else Batching for role in ROLES}
+    assert annotator_needs(profile) == "tracks"
+    labels = agent_labels(profile)
+    engines = {role: labels[role].engine for role in ("annotator", "reviewer")}
+    assert engines == {"annotator": "chat:small+measured-facts", "reviewer": "chat:seer+chat:small"}
+    assert required_weights(labels) == ()
+    elsewhere = SEEING.replace("127.0.0.1:8000", "gpu-7:9000").replace('model = "s', 'api_key_env = "KEY", model = "s')
+    assert agent_labels(profile_of(tmp_path, elsewhere)) == labels
+    other = agent_labels(profile_of(tmp_path, SEEING.replace("seer", "another")))
+    assert {role for role in ROLES if other[role] != labels[role]} == {"reviewer"}
+
+
+def test_a_reviewer_needs_a_model_that_sees(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"reviewer\.captioner"):
+        profile_of(tmp_path, SEEING.replace("captioner =", "# captioner ="))
 
 
 @pytest.mark.parametrize(
@@ -102,4 +128,4 @@ def test_chat_agents_start_no_ray_and_a_key_that_is_not_there_is_said_in_one_lin
 
 def test_an_agent_behind_no_server_has_no_chat(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the segmenter of profile 'mine' is behind no chat server"):
-        make_chat_agent("segmenter", profile_of(tmp_path))
+        make_chat_agent("segmenter", profile_of(tmp_path), SITE)

@@ -10,7 +10,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -189,7 +189,8 @@ def write_odd(folder: Path, film: Film) -> dict[str, dict[str, Any]]:
     write_folder(folder / "walk", frames)
     whole = folder / "cut-off.mkv"
     write_video(whole, list(np.tile(frames, (3, 1, 1, 1))), FPS)
-    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    data = whole.read_bytes()
+    whole.write_bytes(first_in_train(data[: len(data) // 2 + number] for number in itertools.count()))
     return {
         "plain": {"video": "plain.mp4"},
         "uhd": {"video": "uhd.mp4", "colour_space": "bt709", "licence": "CC0"},
@@ -209,8 +210,11 @@ def put_in_train(folder: Path) -> None:
         put_in_split(video, "train")
     gif = folder / STRANGE_NAME
     data = gif.read_bytes()
-    longer = (data + bytes(number) for number in itertools.count())  # which decoders pass by
-    gif.write_bytes(next(one for one in longer if split_of(hashlib.sha256(one).hexdigest()) == "train"))
+    gif.write_bytes(first_in_train(data + bytes(number) for number in itertools.count()))  # which decoders pass by
+
+
+def first_in_train(candidates: Iterable[bytes]) -> bytes:
+    return next(data for data in candidates if split_of(hashlib.sha256(data).hexdigest()) == "train")
 
 
 def write_broken(folder: Path, film: Film) -> dict[str, dict[str, Any]]:

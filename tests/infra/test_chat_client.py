@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import json
 import time
 from collections.abc import Callable
@@ -10,7 +11,16 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from infra.chat import ChatLostError, ChatRefusedError, ChatSettings, ChatTooLongError, Completion, Message
+from infra.chat import (
+    ChatLostError,
+    ChatRefusedError,
+    ChatSettings,
+    ChatTooLongError,
+    Completion,
+    ImagePart,
+    Message,
+    TextPart,
+)
 from infra.chat_client import ChatClient, _retry_after_s
 
 QUESTION = (Message(role="user", content="how are you? \N{DOG} {}"),)
@@ -63,6 +73,35 @@ def test_what_is_sent_is_the_payload_at_temperature_0_with_a_strict_schema(chat_
             "json_schema": {"name": "reply", "strict": True, "schema": schema},
         },
     }
+
+
+def test_pictures_go_out_whole_and_in_place_and_identify_a_question_by_their_hash(chat_server: Any) -> None:
+    def shown(picture: bytes) -> tuple[Message, ...]:
+        return (Message(role="user", content=(ImagePart.of_jpeg(picture), TextPart(text="what is it?"))),)
+
+    async def run() -> list[dict[str, Any]]:
+        async with ChatClient(settings_for(chat_server)) as client:
+            await client.complete(shown(b"\xff\xd8 one" * 9000))
+            return [client.payload(shown(picture)) for picture in (b"\xff\xd8 one" * 9000, b"\xff\xd8 two" * 9000)]
+
+    first, second = asyncio.run(run())
+    (sent,) = chat_server.received
+    picture, text = sent["messages"][0]["content"]
+    assert text == {"type": "text", "text": "what is it?"}
+    assert picture["type"] == "image_url"
+    head, data = picture["image_url"]["url"].split(",")
+    assert head == "data:image/jpeg;base64"
+    assert base64.b64decode(data, validate=True) == b"\xff\xd8 one" * 9000
+    assert len(json.dumps(first)) < 500
+    assert first != second
+    first["messages"][0]["content"][0] = sent["messages"][0]["content"][0]
+    assert first == sent
+
+
+@pytest.mark.parametrize("address", ["http://gpu-7/a.jpg", "data:image/gif;base64,AAAA", "data:image/png;base64,"])
+def test_only_pictures_that_travel_inside_the_request_are_sent(address: str) -> None:
+    with pytest.raises(ValidationError, match="data_uri"):
+        ImagePart(data_uri=address)
 
 
 def test_a_key_goes_out_only_where_its_variable_is_named(chat_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

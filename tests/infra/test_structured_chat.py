@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.chat import ChatLostError, ChatSettings, ChatTooLongError, Message
+from infra.chat import ChatLostError, ChatSettings, ChatTooLongError, ImagePart, Message, TextPart
 from infra.structured_chat import BadReplyError, Question, StructuredChat, TokenCount, wrong_ids
 from schemas.record import Record
 
@@ -240,3 +241,17 @@ def test_a_key_that_a_server_repeats_is_in_no_error(chat_server: Any, monkeypatc
 @pytest.mark.parametrize("got", ["ab", "ba", "a", "", "abc", "aab", "abb", "xy", "abab", "xab"])
 def test_ids_are_right_only_if_they_are_those_asked_for_in_their_order(got: str) -> None:
     assert (wrong_ids("ab", got) == []) == (got == "ab")
+
+
+def test_answers_on_pictures_are_kept_by_the_picture_and_in_small_files(chat_server: Any, tmp_path: Path) -> None:
+    def on(picture: bytes) -> Question[Reply]:
+        shown = Message(role="user", content=(ImagePart.of_jpeg(picture), TextPart(text="a b")))
+        return replace(question(), messages=(shown,))
+
+    says(chat_server, GOOD)
+    for picture, asked in ((b"one" * 99_999, 1), (b"one" * 99_999, 1), (b"two" * 99_999, 2)):
+        ask(chat_server, on(picture), tmp_path)
+        assert len(chat_server.received) == asked
+    kept = list(tmp_path.glob("*.json"))
+    assert len(kept) == 2
+    assert all(path.stat().st_size < 3000 for path in kept)

@@ -1,0 +1,182 @@
+"""Annotator by a chat model that sees: two questions per object, on what it does and on what it looks like.
+
+The paper (App. C) asks InternVL2-26B the same two of video and noun, beside the segmenter, and leaves out subjects that
+do nothing. Here the segmenter comes first and the object is outlined in the frames: a noun alone does not tell two dogs
+apart, and questions need facts of each object. Facts are those of `agents.annotator`, measured from masks and pixels;
+the model adds the texts, and says whether the object acts.
+"""
+
+import asyncio
+import re
+from typing import Literal, NamedTuple, TypeVar
+
+from pydantic import Field, JsonValue
+
+from agents.annotator import REVISION as FACTS_REVISION
+from agents.annotator import Annotator, AnnotatorConfig
+from agents.base import FrameSource
+from agents.chat_prompt import ChatPrompt, chat_label, read_prompt, tag_of
+from agents.marked_frames import read_marked
+from agents.refiner import mid_segment
+from infra.chat import ImagePart
+from infra.structured_chat import Question, StructuredChat
+from schemas.caption import CaptionSet, ObjectCaption
+from schemas.clip import Clip
+from schemas.jobs import AnnotatorJob
+from schemas.label import AgentLabel
+from schemas.quarantine import QuarantineEntry, Reason
+from schemas.record import Record
+from schemas.track import Track
+
+REVISION = 1
+MOTION_PROMPT, LOOKS_PROMPT = "chat_annotate_motion.md", "chat_annotate_looks.md"
+
+_MARK = re.compile(r"\b(?:outlin\w+|contours?)\b", re.IGNORECASE)
+"""Words for what was drawn into the frames and is not in the video."""
+
+
+class ChatAnnotatorConfig(AnnotatorConfig):
+    """Settings of the chat annotator; those it shares with `AnnotatorConfig` are for the measured facts.
+
+    `max_reasks` bounds how often the model is shown what is wrong with a reply.
+    """
+
+    num_pictures: int = Field(default=8, ge=1, le=64)
+    """Frames of each track that the model is shown, outlined."""
+    picture_px: int = Field(default=640, ge=64)
+    """Long side of these pictures; smaller videos keep their size."""
+    max_reasks: int = Field(default=2, ge=0)
+
+
+class MotionReply(Record):
+    """What the model says an object does; `acts` is false where it does nothing."""
+
+    id: str
+    text: str
+    acts: bool
+
+
+class LooksReply(Record):
+    """What the model says an object looks like."""
+
+    id: str
+    text: str
+
+
+ReplyT = TypeVar("ReplyT", MotionReply, LooksReply)
+
+
+class Shown(NamedTuple):
+    """Pictures of one object, in order of time, and when they are, in seconds from the clip's start."""
+
+    pictures: tuple[ImagePart, ...]
+    times_s: tuple[float, ...]
+
+
+class ChatAnnotator:
+    """AnnotatorJob to CaptionSet; the questions on one clip come one after the other."""
+
+    needs: Literal["mentions", "tracks"] = "tracks"
+
+    def __init__(self, config: ChatAnnotatorConfig, chat: StructuredChat, frames: FrameSource) -> None:
+        self._config, self._chat, self._frames = config, chat, frames
+        self._facts = Annotator(config, frames)
+        self._motion = read_prompt(MOTION_PROMPT, MotionReply)
+        self._looks = read_prompt(LOOKS_PROMPT, LooksReply)
+
+    def label(self) -> AgentLabel:
+        """Who words the texts and who measures the facts, with model, sampling and prompts."""
+        config = self._config.model_dump(mode="json") | {"facts_revision": FACTS_REVISION}
+        label = chat_label("annotator", REVISION, config, self._chat.settings, (self._motion, self._looks))
+        return label.model_copy(update={"engine": f"{label.engine}+{self._facts.label().engine}"})
+
+    async def setup(self) -> None:
+        """Open the server's client."""
+        await self._chat.start()
+
+    async def close(self) -> None:
+        """Close the server's client."""
+        await self._chat.close()
+
+    async def probe(self) -> None:
+        """Ask the server for a word."""
+        await self._chat.probe()
+
+    async def process_one(self, job: AnnotatorJob) -> CaptionSet:
+        """One caption per track, or the reason why there is none: seen too briefly, a subject that does nothing, or a
+        text that is of no use.
+
+        Raises BadReplyError where a reply is none, a ChatError where the server does not answer, and VideoError.
+        """
+        (measured,) = await asyncio.to_thread(self._facts.process, [job])
+        tracks = {track.track_id: track for track in job.tracks.tracks}
+        subjects = {mention.mention_id for mention in job.mentions.mentions if mention.role == "subject"}
+        found = [
+            await self._told(job.clip, caption, tracks[caption.track_id], is_subject=caption.mention_id in subjects)
+            for caption in measured.captions
+        ]
+        captions = tuple(one for one in found if isinstance(one, ObjectCaption))
+        dropped = tuple(one for one in found if isinstance(one, QuarantineEntry))
+        return CaptionSet(clip_id=measured.clip_id, captions=captions, rejected=(*measured.rejected, *dropped))
+
+    async def _told(
+        self, clip: Clip, caption: ObjectCaption, track: Track, *, is_subject: bool
+    ) -> ObjectCaption | QuarantineEntry:
+        """The caption with the model's texts, or why the object is left out."""
+        shown = await asyncio.to_thread(self._show, clip, track)
+        motion = await self._ask(self._motion, MotionReply, track, shown)
+        if fault := _fault(motion.text):
+            return _rejection(clip, track, "unusable_text", f"the text on its motion {fault}: {motion.text[:200]!r}")
+        if is_subject and not motion.acts:
+            return _rejection(clip, track, "static_subject", f"the model sees it do nothing: {motion.text[:200]!r}")
+        looks = await self._ask(self._looks, LooksReply, track, shown)
+        if fault := _fault(looks.text):
+            return _rejection(clip, track, "unusable_text", f"the text on its looks {fault}: {looks.text[:200]!r}")
+        texts = {"appearance": _plain(looks.text), "motion": _plain(motion.text), "moving": motion.acts}
+        return caption.model_copy(update=texts)
+
+    def _show(self, clip: Clip, track: Track) -> Shown:
+        masks = track.masks
+        seen = [position for position, counts in enumerate(masks.rle) if counts is not None]
+        chosen = [seen[place] for place in mid_segment(len(seen), self._config.num_pictures)]
+        pictures = read_marked(self._frames, clip, masks, chosen, self._config.picture_px)
+        return Shown(pictures, tuple(round(masks.frame_time_s[position] - clip.start_s, 1) for position in chosen))
+
+    async def _ask(self, prompt: ChatPrompt, reply: type[ReplyT], track: Track, shown: Shown) -> ReplyT:
+        # ids of the two questions differ, so that an answer to one never passes for one to the other
+        tag = tag_of(track.track_id, reply.__name__)
+        times_s: list[JsonValue] = list(shown.times_s)
+        return await self._chat.ask(
+            Question(
+                messages=prompt.shown(shown.pictures, {"id": tag, "noun": track.noun, "times_s": times_s}),
+                again=prompt.ask_again,
+                reply=reply,
+                ids=(tag,),
+                ids_of=lambda told: (told.id,),
+                flaws_of=lambda told: [f"the text {fault}"] if (fault := _fault(told.text)) else [],
+            )
+        )
+
+
+def _fault(text: str) -> str:
+    """What keeps a text from standing in a caption, empty where nothing does."""
+    if not text.strip():
+        return "is empty"
+    marks = sorted({found.lower() for found in _MARK.findall(text)})
+    return f"tells of the mark ({', '.join(marks)}), which is not in the video" if marks else ""
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _rejection(clip: Clip, track: Track, reason: Reason, evidence: str) -> QuarantineEntry:
+    return QuarantineEntry(
+        subject_id=track.track_id,
+        source_id=clip.source_id,
+        clip_id=clip.clip_id,
+        noun=track.noun,
+        stage="annotator",
+        reason=reason,
+        evidence=evidence,
+    )

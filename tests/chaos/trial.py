@@ -55,7 +55,7 @@ class Site:
 
     def up(self) -> None:
         """Start the lasting server, if it does not run."""
-        command = [sys.executable, "-c", CODE, "up", "--port", str(self.port)]
+        command = [sys.executable, "-c", CODE, "up", "--port", str(self.port), "--no-ray"]
         subprocess.run(command, env=self.environment("server", "cache"), check=True, capture_output=True)
         self.server_pid = json.loads((self.folder / "cache" / "prefect-server.json").read_text())["server"]["pid"]
 

@@ -107,20 +107,20 @@ class Analyzer:
                 rejected.append(result)
         if not mentions and not rejected:
             evidence = f"the parser found no noun in {clip.caption[:80]!r}"
-            rejected.append(_rejection(clip, clip.clip_id, "", "no_mention", evidence))
+            rejected.append(rejection(clip, clip.clip_id, "", "no_mention", evidence))
         return MentionSet(clip_id=clip.clip_id, mentions=tuple(mentions), rejected=tuple(rejected))
 
     def _judge(self, clip: Clip, doc: Any, item: Nominal, places: Sequence[int]) -> Mention | QuarantineEntry:
         phrase = doc[item.start : item.end]
         noun, mention_id = _noun_of(item), _id_of(clip, doc, item, places)
         if item.noun.pos_ == "PRON":
-            return _rejection(clip, mention_id, noun, "pronoun", _names_nothing(phrase.text))
+            return rejection(clip, mention_id, noun, "pronoun", _names_nothing(phrase.text))
         if is_denied(item):
-            return _rejection(clip, mention_id, noun, "not_detectable", f"the caption says that there is no {noun}")
+            return rejection(clip, mention_id, noun, "not_detectable", f"the caption says that there is no {noun}")
         match = self._match(item, noun)
         if match.kind != "class":
             reason: Reason = "scenery" if match.kind == "scenery" else "not_detectable"
-            return _rejection(clip, mention_id, noun, reason, self._evidence(match, self._threshold(item)))
+            return rejection(clip, mention_id, noun, reason, self._evidence(match, self._threshold(item)))
         return Mention(
             mention_id=mention_id,
             clip_id=clip.clip_id,
@@ -208,9 +208,9 @@ def _said_of_given(subjects: Sequence[Nominal]) -> SaidAttributes:
 def _without_masks(clip: Clip, doc: Any, item: Nominal, places: Sequence[int], meant_text: str) -> QuarantineEntry:
     mention_id, noun = _id_of(clip, doc, item, places), _noun_of(item)
     if item.noun.pos_ == "PRON":
-        return _rejection(clip, mention_id, noun, "pronoun", _names_nothing(doc[item.start : item.end].text))
+        return rejection(clip, mention_id, noun, "pronoun", _names_nothing(doc[item.start : item.end].text))
     evidence = f"the source gives masks of what {meant_text!r} means, of nothing else"
-    return _rejection(clip, mention_id, noun, "no_masks_given", evidence)
+    return rejection(clip, mention_id, noun, "no_masks_given", evidence)
 
 
 def _names_nothing(phrase: str) -> str:
@@ -227,7 +227,8 @@ def _seen_only(said: SaidAttributes, detector_class: str) -> SaidAttributes:
     return said.model_copy(update={"colours": tuple(c for c in said.colours if c not in SKIN_COLOURS)})
 
 
-def _rejection(clip: Clip, subject_id: str, noun: str, reason: Reason, evidence: str) -> QuarantineEntry:
+def rejection(clip: Clip, subject_id: str, noun: str, reason: Reason, evidence: str) -> QuarantineEntry:
+    """What an analyzer drops."""
     return QuarantineEntry(
         subject_id=subject_id,
         source_id=clip.source_id,

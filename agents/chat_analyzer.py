@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from agents.analyzer import SKIN_COLOURS
+from agents.analyzer import SKIN_COLOURS, rejection
 from agents.chat_prompt import chat_label, read_prompt, tag_of
 from agents.expression import UNNAMED
 from agents.plain_text import plain_text
@@ -20,7 +20,7 @@ from infra.structured_chat import Question, StructuredChat
 from schemas.clip import Clip
 from schemas.label import AgentLabel
 from schemas.mention import Mention, MentionSet, Number, Role, SaidAttributes
-from schemas.quarantine import QuarantineEntry, Reason
+from schemas.quarantine import QuarantineEntry
 from schemas.record import Record, short_id
 
 REVISION = 1
@@ -237,20 +237,8 @@ def _cut(said: str) -> str:
 
 def _rejection(clip: Clip, number: int, item: Found) -> QuarantineEntry:
     subject_id = short_id(clip.clip_id, "unplaced", number)
-    return _entry(clip, subject_id, item.thing.noun.strip(), "not_in_caption", item.flaw)
+    return rejection(clip, subject_id, item.thing.noun.strip(), "not_in_caption", item.flaw)
 
 
 def _no_mention(clip: Clip) -> QuarantineEntry:
-    return _entry(clip, clip.clip_id, "", "no_mention", f"the model found no noun in {clip.caption[:80]!r}")
-
-
-def _entry(clip: Clip, subject_id: str, noun: str, reason: Reason, evidence: str) -> QuarantineEntry:
-    return QuarantineEntry(
-        subject_id=subject_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        noun=noun,
-        stage="analyzer",
-        reason=reason,
-        evidence=evidence,
-    )
+    return rejection(clip, clip.clip_id, "", "no_mention", f"the model found no noun in {clip.caption[:80]!r}")

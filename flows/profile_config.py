@@ -52,6 +52,15 @@ class Resources(Batching):
     """GPU share of one actor."""
 
 
+class Served(Record):
+    """An agent behind a chat server."""
+
+    engine: Literal["chat"]
+    chat: ChatSettings
+    """`chat.concurrency` clips are in flight at once."""
+    resources: Batching = Batching()
+
+
 class ParserAnalyzer(Record):
     """Caption to mentions by a dependency parse, mapped to a detector's closed classes."""
 
@@ -60,14 +69,10 @@ class ParserAnalyzer(Record):
     resources: Resources = Resources()
 
 
-class ServedAnalyzer(Record):
+class ServedAnalyzer(Served):
     """Caption to mentions by a model behind a chat server, for detectors that take any noun."""
 
-    engine: Literal["chat"]
-    chat: ChatSettings
-    """`chat.concurrency` clips are in flight at once."""
     config: ChatAnalyzerConfig = ChatAnalyzerConfig()
-    resources: Batching = Batching()
 
 
 AnalyzerProfile = Annotated[ParserAnalyzer | ServedAnalyzer, Field(discriminator="engine")]
@@ -126,14 +131,10 @@ class MeasuringAnnotator(Record):
     resources: Resources = Resources()
 
 
-class ServedAnnotator(Record):
+class ServedAnnotator(Served):
     """Tracks to captions; facts are measured, and a model behind a chat server, which must see, words the texts."""
 
-    engine: Literal["chat"]
-    chat: ChatSettings
-    """`chat.concurrency` clips are in flight at once."""
     config: ChatAnnotatorConfig = ChatAnnotatorConfig()
-    resources: Batching = Batching()
 
 
 AnnotatorProfile = Annotated[MeasuringAnnotator | ServedAnnotator, Field(discriminator="engine")]
@@ -148,16 +149,12 @@ class SecondLookReviewer(Record):
     resources: Resources = Resources()
 
 
-class ServedReviewer(Record):
+class ServedReviewer(Served):
     """Captions to verdicts; one model behind a chat server describes each region, another matches the texts."""
 
-    engine: Literal["chat"]
     captioner: ChatSettings
-    """A model that sees, best another than the annotator's."""
-    chat: ChatSettings
-    """The model that matches; `chat.concurrency` clips are in flight at once."""
+    """A model that sees, best another than the annotator's; `chat` is the one that matches."""
     config: ChatReviewerConfig = ChatReviewerConfig()
-    resources: Batching = Batching()
 
 
 ReviewerProfile = Annotated[SecondLookReviewer | ServedReviewer, Field(discriminator="engine")]
@@ -172,14 +169,10 @@ class LocalRefiner(Record):
     resources: Resources = Resources()
 
 
-class ServedRefiner(Record):
+class ServedRefiner(Served):
     """Verdicts to samples; a model behind a chat server words the detailed captions."""
 
-    engine: Literal["chat"]
-    chat: ChatSettings
-    """`chat.concurrency` clips are in flight at once."""
     config: ChatRefinerConfig = ChatRefinerConfig()
-    resources: Batching = Batching()
 
 
 RefinerProfile = Annotated[LocalRefiner | ServedRefiner, Field(discriminator="engine")]
@@ -236,8 +229,7 @@ class Profile(Record):
     def chat(self, role: Role) -> ChatSettings | None:
         """The chat server that one agent is behind, None where it has workers of its own."""
         section = getattr(self, role)
-        served = ServedAnalyzer | ServedAnnotator | ServedReviewer | ServedRefiner
-        return section.chat if isinstance(section, served) else None
+        return section.chat if isinstance(section, Served) else None
 
 
 def shipped_profiles() -> tuple[str, ...]:

@@ -10,7 +10,6 @@ import contextvars
 import heapq
 import itertools
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from functools import partial
 from typing import Generic, Self
 
 from infra.chat import ChatLostError, ChatRefusedError
-from infra.pool import Batch, BatchDone, PoolError, batches_of, check_sizes
+from infra.pool import Batch, BatchDone, PoolError, PoolRun, batches_of, check_sizes
 from infra.workbench import AsyncAgent, JobT, LogLine, OutT, WorkResult, check_ids, clip_id_of, error_text
 
 WORKER = "chat"
@@ -31,17 +30,11 @@ _LINES: contextvars.ContextVar[list[LogLine] | None] = contextvars.ContextVar("l
 
 
 @dataclass(eq=False, slots=True)
-class _Run(Generic[JobT, OutT]):
-    priority: int
-    results: "queue.SimpleQueue[BatchDone[JobT, OutT] | PoolError]"
-
-
-@dataclass(eq=False, slots=True)
 class _Call(Generic[JobT, OutT]):
     """One job of one batch; of equal priority, the lowest number is served first."""
 
     number: int
-    run: _Run[JobT, OutT]
+    run: PoolRun[JobT, OutT]
     batch: Batch[JobT, OutT]
     position: int
 
@@ -82,7 +75,7 @@ class AsyncPool(Generic[JobT, OutT]):
         self._numbers = itertools.count()
         self._waiting: list[tuple[int, int, _Call[JobT, OutT]]] = []
         self._in_flight: dict[asyncio.Task[None], _Call[JobT, OutT]] = {}
-        self._runs: set[_Run[JobT, OutT]] = set()
+        self._runs: set[PoolRun[JobT, OutT]] = set()
         self._num_answered = 0
         self._probe: asyncio.Task[None] | None = None
         self._agent: AsyncAgent[JobT, OutT] | None = None
@@ -96,12 +89,12 @@ class AsyncPool(Generic[JobT, OutT]):
     def run(self, priority: int, jobs: Sequence[JobT]) -> Iterator[BatchDone[JobT, OutT]]:
         """Serve the jobs; see `infra.pool.Pool.run`. Closing the iterator early cancels what is in flight of it."""
         batches = [Batch[JobT, OutT](slice_, self._max_attempts) for slice_ in batches_of(jobs, self._batch_size)]
-        run = _Run[JobT, OutT](priority, queue.SimpleQueue())
+        run = PoolRun[JobT, OutT](priority)
         if not self._tell(partial(self._submit, run, batches)):
             raise self._error or PoolError("the pool is closed")
         try:
             for _ in batches:
-                yield self._next_result(run)
+                yield run.next_result(self._thread, lambda: self._error)
         finally:
             self._tell(partial(self._drop, run))
 
@@ -123,18 +116,6 @@ class AsyncPool(Generic[JobT, OutT]):
         except RuntimeError:
             return False
         return True
-
-    def _next_result(self, run: _Run[JobT, OutT]) -> BatchDone[JobT, OutT]:
-        while True:
-            try:
-                result = run.results.get(timeout=1.0)
-            except queue.Empty:
-                if not self._thread.is_alive():
-                    raise self._error or PoolError("the pool is closed") from None
-                continue
-            if isinstance(result, PoolError):
-                raise result
-            return result
 
     # From here on everything runs in the pool's own thread.
 
@@ -161,7 +142,7 @@ class AsyncPool(Generic[JobT, OutT]):
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self._agent.close(), 1.0)
 
-    def _submit(self, run: _Run[JobT, OutT], batches: Sequence[Batch[JobT, OutT]]) -> None:
+    def _submit(self, run: PoolRun[JobT, OutT], batches: Sequence[Batch[JobT, OutT]]) -> None:
         if self._error:
             run.results.put(self._error)
             return
@@ -174,7 +155,7 @@ class AsyncPool(Generic[JobT, OutT]):
     def _queue(self, call: _Call[JobT, OutT]) -> None:
         heapq.heappush(self._waiting, (call.run.priority, call.number, call))
 
-    def _drop(self, run: _Run[JobT, OutT]) -> None:
+    def _drop(self, run: PoolRun[JobT, OutT]) -> None:
         self._runs.discard(run)
         self._waiting = [entry for entry in self._waiting if entry[2].run is not run]
         heapq.heapify(self._waiting)

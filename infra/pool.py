@@ -9,9 +9,10 @@ import contextlib
 import heapq
 import itertools
 import logging
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, Self
 
 from infra.workbench import JobT, LogLine, OutT, PoolAgent, Workbench, WorkResult, clip_id_of
@@ -71,6 +72,27 @@ class Pool(Protocol[JobT, OutT]):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc_info: object) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class PoolRun(Generic[JobT, OutT]):
+    """One call of `Pool.run` on a pool that works in a thread of its own."""
+
+    priority: int
+    results: "queue.SimpleQueue[BatchDone[JobT, OutT] | PoolError]" = field(default_factory=queue.SimpleQueue)
+
+    def next_result(self, thread: threading.Thread, error: Callable[[], PoolError | None]) -> BatchDone[JobT, OutT]:
+        """Wait for a micro-batch; raises PoolError, that of the pool where its thread ended without a word here."""
+        while True:
+            try:
+                result = self.results.get(timeout=1.0)
+            except queue.Empty:
+                if not thread.is_alive():
+                    raise error() or PoolError("the pool is closed") from None
+                continue
+            if isinstance(result, PoolError):
+                raise result
+            return result
 
 
 class Batch(Generic[JobT, OutT]):

@@ -28,7 +28,7 @@ import cloudpickle
 import ray
 from ray.exceptions import RayError
 
-from infra.pool import Batch, BatchDone, PoolError, batches_of, check_sizes
+from infra.pool import Batch, BatchDone, PoolError, PoolRun, batches_of, check_sizes
 from infra.ray_health import RayHealth
 from infra.ray_worker import RayWorker, Reply, death_text
 from infra.workbench import JobT, OutT, PoolAgent
@@ -40,19 +40,13 @@ _CLOSE_S = 3.0
 _LOOK_S = 2.0
 
 
-@dataclass(eq=False, slots=True)
-class _Run(Generic[JobT, OutT]):
-    priority: int
-    results: "queue.SimpleQueue[BatchDone[JobT, OutT] | PoolError]"
-
-
 @dataclass(order=True, slots=True)
 class _Call(Generic[JobT, OutT]):
     """Some jobs of one batch, to be worked in one go; sorts by who is served first."""
 
     priority: int
     number: int
-    run: _Run[JobT, OutT] = field(compare=False)
+    run: PoolRun[JobT, OutT] = field(compare=False)
     batch: Batch[JobT, OutT] = field(compare=False)
     positions: tuple[int, ...] = field(compare=False)
     is_alone: bool = field(compare=False)
@@ -113,7 +107,7 @@ class RayPool(Generic[JobT, OutT]):
         self._numbers = itertools.count()
         self._slots: list[_Slot[JobT, OutT]] = []
         self._waiting: list[_Call[JobT, OutT]] = []
-        self._runs: set[_Run[JobT, OutT]] = set()
+        self._runs: set[PoolRun[JobT, OutT]] = set()
         self._strikes = 0
         self._losses = 0
         self._health = RayHealth()
@@ -130,11 +124,11 @@ class RayPool(Generic[JobT, OutT]):
     def run(self, priority: int, jobs: Sequence[JobT]) -> Iterator[BatchDone[JobT, OutT]]:
         """Serve the jobs; see `infra.pool.Pool.run`."""
         batches = [Batch[JobT, OutT](slice_, self._max_attempts) for slice_ in batches_of(jobs, self._batch_size)]
-        run = _Run[JobT, OutT](priority, queue.SimpleQueue())
+        run = PoolRun[JobT, OutT](priority)
         self._events.put(partial(self._submit, run, batches))
         try:
             for _ in batches:
-                yield self._next_result(run)
+                yield run.next_result(self._thread, lambda: self._error)
         finally:
             self._events.put(partial(self._drop, run))
 
@@ -148,18 +142,6 @@ class RayPool(Generic[JobT, OutT]):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def _next_result(self, run: _Run[JobT, OutT]) -> BatchDone[JobT, OutT]:
-        while True:
-            try:
-                result = run.results.get(timeout=1.0)
-            except queue.Empty:
-                if not self._thread.is_alive():
-                    raise self._error or PoolError("the pool is closed") from None
-                continue
-            if isinstance(result, PoolError):
-                raise result
-            return result
 
     # From here on everything runs in the pool's own thread.
 
@@ -180,18 +162,18 @@ class RayPool(Generic[JobT, OutT]):
             self._stop(PoolError(f"the pool failed: {error!r}"))
             raise
 
-    def _submit(self, run: _Run[JobT, OutT], batches: Sequence[Batch[JobT, OutT]]) -> None:
+    def _submit(self, run: PoolRun[JobT, OutT], batches: Sequence[Batch[JobT, OutT]]) -> None:
         self._runs.add(run)
         for batch in batches:
             self._queue(run, batch, batch.all_positions)
 
     def _queue(
-        self, run: _Run[JobT, OutT], batch: Batch[JobT, OutT], positions: tuple[int, ...], is_alone: bool = False
+        self, run: PoolRun[JobT, OutT], batch: Batch[JobT, OutT], positions: tuple[int, ...], is_alone: bool = False
     ) -> None:
         if run in self._runs:
             heapq.heappush(self._waiting, _Call(run.priority, next(self._numbers), run, batch, positions, is_alone))
 
-    def _drop(self, run: _Run[JobT, OutT]) -> None:
+    def _drop(self, run: PoolRun[JobT, OutT]) -> None:
         self._runs.discard(run)
         self._waiting = [call for call in self._waiting if call.run is not run]
         heapq.heapify(self._waiting)

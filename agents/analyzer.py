@@ -43,13 +43,12 @@ class Parser(Engine, Protocol):
 
 
 class AnalyzerConfig(Record):
-    """How nouns are mapped.
-
-    `class_threshold` is the least cosine between a noun and the nearest known word for the noun to be taken as that
-    word's class; 0.6 was chosen on 280 nouns (see `tests/agents/test_analyzer.py` for figures on others).
-    """
+    """How nouns are mapped."""
 
     class_threshold: float = Field(default=0.6, ge=0, le=1)
+    """Least cosine between a noun and the nearest known word for the noun to be taken as that word's class; 0.6 was
+    chosen on 280 nouns (see `tests/agents/test_analyzer.py` for figures on others).
+    """
 
 
 class Analyzer:

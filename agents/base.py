@@ -107,13 +107,17 @@ class MaskModel(Engine, Protocol):
 
 
 class MaskTracker(Engine, Protocol):
-    """All objects of the wanted classes through one clip."""
+    """All objects of the wanted classes through clips, each on its own."""
 
     def settings(self) -> dict[str, Any]:
         """Everything but the weights that shapes its output, ready for JSON; loads nothing."""
 
-    def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
-        """One `ObjectMasks` per object found, best score first, at the video's own size."""
+    def track_many(self, asked: Sequence[tuple[Clip, Sequence[str]]]) -> list[list[ObjectMasks]]:
+        """For each clip with its classes, in order: one `ObjectMasks` per object found, at the video's own size.
+
+        Best score first. What is found in a clip does not depend on the clips beside it, but for the last bits of
+        floating-point sums.
+        """
 
 
 class TextEmbedder(Engine, Protocol):

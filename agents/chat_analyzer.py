@@ -29,9 +29,10 @@ PERSONS = frozenset({"person", *STAND_INS["person"]})
 
 
 class ChatAnalyzerConfig(Record):
-    """Settings of the chat analyzer; `max_reasks` bounds how often the model is shown what is wrong with a reply."""
+    """Settings of the chat analyzer."""
 
     max_reasks: int = Field(default=2, ge=0)
+    """How often the model is shown what is wrong with a reply, at most."""
 
 
 class Thing(Record):

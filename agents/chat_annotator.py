@@ -1,31 +1,31 @@
 """Annotator by a chat model that sees: two questions per object, on what it does and on what it looks like.
 
 The paper (App. C) asks InternVL2-26B the same two of video and noun, beside the segmenter, and leaves out subjects that
-do nothing. Here the segmenter comes first and the object is outlined in the frames: a noun alone does not tell two dogs
-apart, and questions need facts of each object. Facts are those of `agents.annotator`, measured from masks and pixels;
-the model adds the texts, and says whether the object acts.
+do nothing (`agents.chat_annotator_by_noun`). Here the segmenter comes first and the object is outlined in the frames: a
+noun alone does not tell two dogs apart, and questions need facts of each object. Facts are those of `agents.annotator`,
+measured from masks and pixels; the model adds the texts, and says whether the object acts.
 """
 
 import asyncio
 import re
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from agents.annotator import REVISION as FACTS_REVISION
 from agents.annotator import Annotator, AnnotatorConfig
 from agents.base import FrameSource
-from agents.chat_prompt import ChatPrompt, chat_label, read_prompt, tag_of
+from agents.chat_prompt import chat_label
 from agents.marked_frames import read_marked
 from agents.refiner import mid_segment
-from infra.chat import ImagePart
-from infra.structured_chat import Question, StructuredChat
+from agents.two_questions import Dropped, TwoQuestions, rejection
+from infra.chat import ImagePart, JsonObject
+from infra.structured_chat import StructuredChat
 from schemas.caption import CaptionSet, ObjectCaption
 from schemas.clip import Clip
 from schemas.jobs import AnnotatorJob
 from schemas.label import AgentLabel
-from schemas.quarantine import QuarantineEntry, Reason
-from schemas.record import Record
+from schemas.quarantine import QuarantineEntry
 from schemas.track import Track
 
 REVISION = 1
@@ -36,38 +36,18 @@ _MARK = re.compile(r"\b(?:outlin\w+|contours?)\b", re.IGNORECASE)
 
 
 class ChatAnnotatorConfig(AnnotatorConfig):
-    """Settings of the chat annotator; those it shares with `AnnotatorConfig` are for the measured facts.
-
-    `max_reasks` bounds how often the model is shown what is wrong with a reply.
-    """
+    """Settings of the chat annotators; those shared with `AnnotatorConfig` are for the measured facts."""
 
     num_pictures: int = Field(default=8, ge=1, le=64)
-    """Frames of each track that the model is shown, outlined."""
+    """Frames that the model is shown, of each track with the object outlined, or of the whole clip as they are."""
     picture_px: int = Field(default=640, ge=64)
     """Long side of these pictures; smaller videos keep their size."""
     max_reasks: int = Field(default=2, ge=0)
-
-
-class MotionReply(Record):
-    """What the model says an object does; `acts` is false where it does nothing."""
-
-    id: str
-    text: str
-    acts: bool
-
-
-class LooksReply(Record):
-    """What the model says an object looks like."""
-
-    id: str
-    text: str
-
-
-ReplyT = TypeVar("ReplyT", MotionReply, LooksReply)
+    """How often the model is shown what is wrong with a reply, at most."""
 
 
 class Shown(NamedTuple):
-    """Pictures of one object, in order of time, and when they are, in seconds from the clip's start."""
+    """Pictures in order of time, and when they are, in seconds from the clip's start."""
 
     pictures: tuple[ImagePart, ...]
     times_s: tuple[float, ...]
@@ -81,13 +61,12 @@ class ChatAnnotator:
     def __init__(self, config: ChatAnnotatorConfig, chat: StructuredChat, frames: FrameSource) -> None:
         self._config, self._chat, self._frames = config, chat, frames
         self._facts = Annotator(config, frames)
-        self._motion = read_prompt(MOTION_PROMPT, MotionReply)
-        self._looks = read_prompt(LOOKS_PROMPT, LooksReply)
+        self._questions = TwoQuestions(chat, MOTION_PROMPT, LOOKS_PROMPT, _fault)
 
     def label(self) -> AgentLabel:
         """Who words the texts and who measures the facts, with model, sampling and prompts."""
         config = self._config.model_dump(mode="json") | {"facts_revision": FACTS_REVISION}
-        label = chat_label("annotator", REVISION, config, self._chat.settings, (self._motion, self._looks))
+        label = chat_label("annotator", REVISION, config, self._chat.settings, self._questions.prompts)
         return label.model_copy(update={"engine": f"{label.engine}+{self._facts.label().engine}"})
 
     async def setup(self) -> None:
@@ -124,16 +103,11 @@ class ChatAnnotator:
     ) -> ObjectCaption | QuarantineEntry:
         """The caption with the model's texts, or why the object is left out."""
         shown = await asyncio.to_thread(self._show, clip, track)
-        motion = await self._ask(self._motion, MotionReply, track, shown)
-        if fault := _fault(motion.text):
-            return _rejection(clip, track, "unusable_text", f"the text on its motion {fault}: {motion.text[:200]!r}")
-        if is_subject and not motion.acts:
-            return _rejection(clip, track, "static_subject", f"the model sees it do nothing: {motion.text[:200]!r}")
-        looks = await self._ask(self._looks, LooksReply, track, shown)
-        if fault := _fault(looks.text):
-            return _rejection(clip, track, "unusable_text", f"the text on its looks {fault}: {looks.text[:200]!r}")
-        texts = {"appearance": _plain(looks.text), "motion": _plain(motion.text), "moving": motion.acts}
-        return caption.model_copy(update=texts)
+        about: JsonObject = {"noun": track.noun, "times_s": list(shown.times_s)}
+        told = await self._questions.ask(track.track_id, shown.pictures, about, is_subject=is_subject)
+        if isinstance(told, Dropped):
+            return rejection(clip, track.track_id, track.noun, told)
+        return caption.model_copy(update=told._asdict())
 
     def _show(self, clip: Clip, track: Track) -> Shown:
         masks = track.masks
@@ -142,41 +116,8 @@ class ChatAnnotator:
         pictures = read_marked(self._frames, clip, masks, chosen, self._config.picture_px)
         return Shown(pictures, tuple(round(masks.frame_time_s[position] - clip.start_s, 1) for position in chosen))
 
-    async def _ask(self, prompt: ChatPrompt, reply: type[ReplyT], track: Track, shown: Shown) -> ReplyT:
-        # ids of the two questions differ, so that an answer to one never passes for one to the other
-        tag = tag_of(track.track_id, reply.__name__)
-        times_s: list[JsonValue] = list(shown.times_s)
-        return await self._chat.ask(
-            Question(
-                messages=prompt.shown(shown.pictures, {"id": tag, "noun": track.noun, "times_s": times_s}),
-                again=prompt.ask_again,
-                reply=reply,
-                ids=(tag,),
-                ids_of=lambda told: (told.id,),
-                flaws_of=lambda told: [f"the text {fault}"] if (fault := _fault(told.text)) else [],
-            )
-        )
-
 
 def _fault(text: str) -> str:
-    """What keeps a text from standing in a caption, empty where nothing does."""
-    if not text.strip():
-        return "is empty"
+    """What of the marks is in a text, empty where nothing is."""
     marks = sorted({found.lower() for found in _MARK.findall(text)})
     return f"tells of the mark ({', '.join(marks)}), which is not in the video" if marks else ""
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _rejection(clip: Clip, track: Track, reason: Reason, evidence: str) -> QuarantineEntry:
-    return QuarantineEntry(
-        subject_id=track.track_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        noun=track.noun,
-        stage="annotator",
-        reason=reason,
-        evidence=evidence,
-    )

@@ -74,7 +74,10 @@ def chat_label(
 
 def sampling_of(chat: ChatSettings) -> JsonObject:
     """What of a server's settings shapes its answers."""
-    return {"model": chat.model, "temperature": chat.temperature, "max_tokens": chat.max_tokens}
+    told: JsonObject = {"model": chat.model, "temperature": chat.temperature, "max_tokens": chat.max_tokens}
+    if chat.frequency_penalty:
+        told["frequency_penalty"] = chat.frequency_penalty
+    return told
 
 
 def tag_of(*ids: str) -> str:

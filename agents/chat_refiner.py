@@ -1,10 +1,12 @@
 """Refiner by a chat model: it words the detailed captions of a clip, all in one question; the rest is `SampleMaker`'s.
+Where the model cannot tell several objects apart, it is asked of each alone.
 
 The paper has GPT-4o merge the texts on motion and appearance and take out what repeats or is made up. Here what may be
 said is known, so each text is held to it: over a fact that is lost or added, the model is asked again, and a caption
 that still fails stays as the merged sentences.
 """
 
+import logging
 from collections.abc import Sequence
 
 from pydantic import Field, JsonValue
@@ -13,7 +15,7 @@ from agents.chat_prompt import chat_label, read_prompt, tag_of
 from agents.refiner import REVISION as SAMPLES_REVISION
 from agents.refiner import TEMPLATE, Note, RefinerConfig, SampleMaker, Worded
 from agents.wording import added_words, lost_facts
-from infra.structured_chat import Question, StructuredChat
+from infra.structured_chat import BadReplyError, Question, StructuredChat
 from schemas.jobs import RefinerJob
 from schemas.label import AgentLabel
 from schemas.record import Record
@@ -21,12 +23,14 @@ from schemas.sample import SampleSet
 
 REVISION = 1
 PROMPT = "chat_refine.md"
+_LOG = logging.getLogger("refiner")
 
 
 class ChatRefinerConfig(RefinerConfig):
-    """Settings of the chat refiner; `max_reasks` bounds how often the model is shown what is wrong with a reply."""
+    """Settings of the chat refiner."""
 
     max_reasks: int = Field(default=2, ge=0)
+    """How often the model is shown what is wrong with a reply, at most."""
 
 
 class ObjectText(Record):
@@ -37,14 +41,13 @@ class ObjectText(Record):
 
 
 class RefinerReply(Record):
-    """What the model says of a clip's objects."""
+    """What the model says of a clip's objects, each by its id. An id for the clip besides confuses small ones."""
 
-    id: str
     objects: tuple[ObjectText, ...]
 
 
 class ChatRefiner:
-    """RefinerJob to SampleSet, one question a clip. `labels` are those of the agents before it."""
+    """RefinerJob to SampleSet, one question a clip as a rule. `labels` are those of the agents before it."""
 
     def __init__(self, config: ChatRefinerConfig, chat: StructuredChat, labels: tuple[AgentLabel, ...]) -> None:
         self._config, self._chat = config, chat
@@ -75,18 +78,28 @@ class ChatRefiner:
         Raises BadReplyError where the model gives nothing of use, and a ChatError where the server does not answer.
         """
         notes = self._maker.notes(job)
-        return self._maker.samples(job, await self._worded(job.clip.clip_id, notes) if notes else {})
+        return self._maker.samples(job, await self._worded(notes) if notes else {})
 
-    async def _worded(self, clip_id: str, notes: Sequence[Note]) -> dict[str, Worded]:
+    async def _worded(self, notes: Sequence[Note]) -> dict[str, Worded]:
+        try:
+            return await self._worded_at_once(notes)
+        except BadReplyError as error:
+            if len(notes) == 1:
+                raise
+            _LOG.info("%d objects are asked for one by one: %s", len(notes), error.reason)
+        alone = [await self._worded_at_once([note]) for note in notes]
+        return {track_id: worded for one in alone for track_id, worded in one.items()}
+
+    async def _worded_at_once(self, notes: Sequence[Note]) -> dict[str, Worded]:
         tags = [tag_of(note.track_id) for note in notes]
         asked: list[JsonValue] = [{"id": tag, "notes": note.text} for tag, note in zip(tags, notes, strict=True)]
         reply = await self._chat.ask(
             Question(
-                messages=self._prompt.messages({"id": tag_of(clip_id), "objects": asked}),
+                messages=self._prompt.messages({"objects": asked}),
                 again=self._prompt.ask_again,
                 reply=RefinerReply,
-                ids=(tag_of(clip_id), *tags),
-                ids_of=lambda reply: (reply.id, *(item.id for item in reply.objects)),
+                ids=tags,
+                ids_of=lambda reply: [item.id for item in reply.objects],
                 flaws_of=lambda reply: _flaws(reply, notes),
             )
         )

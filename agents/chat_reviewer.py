@@ -17,7 +17,7 @@ from infra.chat import JsonObject
 from infra.structured_chat import Question, StructuredChat
 from infra.video import Image
 from schemas.clip import Clip
-from schemas.jobs import ReviewerJob
+from schemas.jobs import ReviewerJob, TextReviewerJob
 from schemas.label import AgentLabel
 from schemas.mask import area_px
 from schemas.quarantine import QuarantineEntry, Reason
@@ -47,11 +47,12 @@ _RULINGS: dict[Answer, _Ruling] = {
 
 
 class ChatReviewerConfig(Record):
-    """Settings of the chat reviewer; `max_reasks` bounds how often a model is shown what is wrong with a reply."""
+    """Settings of the chat reviewer."""
 
     picture_px: int = Field(default=640, ge=64)
     """Long side of the frame that the captioner is shown; smaller videos keep their size."""
     max_reasks: int = Field(default=2, ge=0)
+    """How often a model is shown what is wrong with a reply, at most."""
 
 
 class RegionReply(Record):
@@ -74,8 +75,11 @@ class RegionCaptioner(Protocol):
 
     name: str
 
+    def weights(self) -> tuple[str, ...]:
+        """One `name@sha256-prefix` per model that it loads itself; opens nothing."""
+
     def settings(self) -> JsonObject:
-        """Everything that shapes its output, its prompt by hash; opens nothing."""
+        """Everything else that shapes its output, its prompt by hash; opens nothing."""
 
     async def setup(self) -> None:
         """Open what the descriptions share."""
@@ -97,6 +101,10 @@ class ChatRegionCaptioner:
         self._chat = chat
         self._prompt = read_prompt(DESCRIBE_PROMPT, RegionReply)
         self.name = f"chat:{chat.settings.model}"
+
+    def weights(self) -> tuple[str, ...]:
+        """None: which weights the server has is not known."""
+        return ()
 
     def settings(self) -> JsonObject:
         """Model, sampling and prompt."""
@@ -132,7 +140,7 @@ class ChatRegionCaptioner:
 
 
 class ChatReviewer:
-    """ReviewerJob to VerdictSet; the questions on one clip come one after the other."""
+    """ReviewerJob or TextReviewerJob to VerdictSet; the questions on one clip come one after the other."""
 
     def __init__(
         self, config: ChatReviewerConfig, captioner: RegionCaptioner, chat: StructuredChat, frames: FrameSource
@@ -144,7 +152,8 @@ class ChatReviewer:
         """Captioner and matching model, with sampling and prompts."""
         config = self._config.model_dump(mode="json") | {"captioner": self._captioner.settings()}
         label = chat_label("reviewer", REVISION, config, self._chat.settings, (self._prompt,))
-        return label.model_copy(update={"engine": f"{self._captioner.name}+{label.engine}"})
+        engine = f"{self._captioner.name}+{label.engine}"
+        return label.model_copy(update={"engine": engine, "weights": self._captioner.weights()})
 
     async def setup(self) -> None:
         """Open both."""
@@ -161,13 +170,15 @@ class ChatReviewer:
         await self._captioner.probe()
         await self._chat.probe()
 
-    async def process_one(self, job: ReviewerJob) -> VerdictSet:
-        """One verdict per track, in order; dropped tracks in `rejected` too.
+    async def process_one(self, job: ReviewerJob | TextReviewerJob) -> VerdictSet:
+        """One verdict per track, in order; dropped tracks in `rejected` too. In a TextReviewerJob, tracks whose mention
+        has no text give no sample, so there is nothing to ask of them and no verdict.
 
         Raises BadReplyError where a reply is none, a ChatError where a server does not answer, and VideoError.
         """
-        tracks = job.tracks.tracks
-        verdicts = tuple([await self._verdict(job, track) for track in tracks])
+        texts = _texts_on(job)
+        tracks = [track for track in job.tracks.tracks if track.track_id in texts]
+        verdicts = tuple([await self._verdict(job.clip, track, texts[track.track_id]) for track in tracks])
         rejected = tuple(
             _rejection(job.clip, track, verdict)
             for track, verdict in zip(tracks, verdicts, strict=True)
@@ -175,12 +186,12 @@ class ChatReviewer:
         )
         return VerdictSet(clip_id=job.clip.clip_id, verdicts=verdicts, rejected=rejected)
 
-    async def _verdict(self, job: ReviewerJob, track: Track) -> Verdict:
-        image, mask = await asyncio.to_thread(self._look, job.clip, track.masks)
+    async def _verdict(self, clip: Clip, track: Track, text: str) -> Verdict:
+        image, mask = await asyncio.to_thread(self._look, clip, track.masks)
         seen = await self._captioner.describe(image, mask, track.track_id)
         if not seen:
             return _ruled(track, "unsure", "the captioner has no words for it")
-        reply = await self._match(track, _text_on(job, track), seen)
+        reply = await self._match(track, text, seen)
         return _ruled(track, reply.answer, f"seen as {seen[:200]!r}: {' '.join(reply.reason.split())[:300]}")
 
     def _look(self, clip: Clip, masks: ObjectMasks) -> tuple[Image, Mask]:
@@ -212,12 +223,16 @@ def best_position(masks: ObjectMasks) -> int:
     return max(middle, key=lambda one: one[1])[0]
 
 
-def _text_on(job: ReviewerJob, track: Track) -> str:
-    """The annotator's text, or the words of the source's caption where the annotator has none."""
-    for caption in job.captions.captions:
-        if caption.track_id == track.track_id:
-            return f"{caption.appearance} {caption.motion}"
-    return next((one.phrase for one in job.mentions.mentions if one.mention_id == track.mention_id), track.noun)
+def _texts_on(job: ReviewerJob | TextReviewerJob) -> dict[str, str]:
+    """By track, what is to be held against it: the text on its mention; or the annotator's text on the track itself,
+    and the words of the source's caption where the annotator has none.
+    """
+    if isinstance(job, TextReviewerJob):
+        told = {text.mention_id: f"{text.appearance} {text.motion}" for text in job.texts.texts}
+        return {track.track_id: told[track.mention_id] for track in job.tracks.tracks if track.mention_id in told}
+    phrases = {mention.mention_id: mention.phrase for mention in job.mentions.mentions}
+    named = {track.track_id: phrases.get(track.mention_id, track.noun) for track in job.tracks.tracks}
+    return named | {caption.track_id: f"{caption.appearance} {caption.motion}" for caption in job.captions.captions}
 
 
 def _ruled(track: Track, answer: Answer, detail: str) -> Verdict:

@@ -66,11 +66,15 @@ class RefinerConfig(Record):
     paper_short: bool = False
     """Short captions of tracks that the reviewer dropped too, as in the paper, whose short path has no reviewer."""
     basic_per_object: int = Field(default=2, ge=0)
+    """Basic questions on each kept object, at most."""
     basic_topics: tuple[BasicTopic, ...] = BASIC_TOPICS
     """Facts that basic questions ask for."""
     reasoning_per_object: int = Field(default=1, ge=0)
+    """Reasoning questions on each kept object, at most."""
     future_per_object: int = Field(default=1, ge=0)
+    """Future questions on each kept object, at most."""
     reasoning_per_pair: int = Field(default=1, ge=0)
+    """Reasoning questions on each pair of kept objects of one clip, at most."""
     max_pairs: int = Field(default=3, ge=0)
     """Pairs of objects of one clip that are asked about; a hash chooses among more."""
     reasoning_per_group: int = Field(default=1, ge=0)

@@ -45,26 +45,28 @@ _BACK_WEIGHT = 3.2
 
 
 class ResolveConfig(Record):
-    """What a choice must be worth.
-
-    `margin`: how much better the best assignment must be than the best one without this pair.
-    `contradicted_at`: an attribute's agreement (-1 to 1) at or below which a candidate cannot be what is meant.
-    `certainty_weight`: weight of the candidate's own score and visible share against the caption's attributes; a lone
-    good track beats stray detections by it, two good ones are told apart by the caption alone.
-    `least_likeness`: one that looks less alike early and late has gone over from one to another.
-    `least_direction`: where there may be several of the class, a pick must agree with the direction said by this much,
-    which jitter of the masks does not reach.
-    `whole_share`: a track that breaks off in open view and covers less of the clip than this may have lost its object
-    to another of the class; `brief_share`: one that covers less than this shows too little of what it does.
-    """
+    """What a choice among objects must be worth."""
 
     margin: float = Field(default=0.25, gt=0)
+    """How much better the best assignment must be than the best one without this pair."""
     contradicted_at: float = Field(default=-0.6, ge=-1, lt=0)
+    """An attribute's agreement (-1 to 1) at or below which a candidate cannot be what is meant."""
     certainty_weight: Share = 0.5
+    """Weight of the candidate's own score and visible share against the caption's attributes; a lone good track beats
+    stray detections by it, two good ones are told apart by the caption alone.
+    """
     whole_share: Share = 0.85
+    """A track that breaks off in open view and covers less of the clip than this may have lost its object to another of
+    the class.
+    """
     brief_share: Share = 0.55
+    """A track that covers less of the clip than this shows too little of what it does."""
     least_likeness: Share = 0.74
+    """A track that looks less alike early and late has gone over from one object to another."""
     least_direction: Share = 0.4
+    """Where there may be several of the class, a pick must agree with the direction said by this much, which jitter of
+    the masks does not reach.
+    """
 
 
 class Candidate(Record):

@@ -37,15 +37,14 @@ MIN_VOTE_PX = 1600
 
 
 class ReviewerConfig(Record):
-    """How closely the reviewer looks.
-
-    `looks` frames of each track are read, shrunk to `long_side_px`; `noun_threshold` is the least cosine at which a
-    noun's nearest class is held against the mention's.
-    """
+    """How closely the reviewer looks."""
 
     looks: int = Field(default=6, ge=1, le=32)
+    """Frames of each track that are read."""
     long_side_px: int = Field(default=480, ge=64)
+    """Size to which these frames are shrunk."""
     noun_threshold: float = Field(default=0.6, ge=0, le=1)
+    """Least cosine at which a noun's nearest class is held against the mention's."""
 
 
 class Reviewer:

@@ -30,24 +30,23 @@ _BORDER_SHARE = 0.02
 
 
 class SegmenterConfig(Record):
-    """How tracks are matched to mentions.
-
-    `min_visible_frames`: a track seen in fewer frames is too short to describe.
-    `max_overlap`: of two picked tracks whose masks overlap more in the mean, the lesser is the same thing again.
-    `likeness_frames`: how many are read to tell whether a track keeps to one object, where there are several.
-    `colour_frames`, `colour_long_side_px`: how many frames, of which size, are read to measure an object's colours.
-    """
+    """How tracks are matched to mentions."""
 
     min_visible_frames: int = Field(default=4, ge=1)
+    """A track seen in fewer frames is too short to describe."""
     max_overlap: Share = 0.5
+    """Of two picked tracks whose masks overlap more in the mean, the lesser is the same thing again."""
     likeness_frames: int = Field(default=8, ge=1)
+    """Frames read to tell whether a track keeps to one object, where there are several."""
     colour_frames: int = Field(default=4, ge=1)
+    """Frames read to measure an object's colours."""
     colour_long_side_px: int = Field(default=320, ge=32)
+    """Size at which these frames are read."""
     resolve: ResolveConfig = ResolveConfig()
 
 
 class Segmenter:
-    """Clip and mentions to tracks: one call of the tracker for all classes mentioned, then `agents.resolve`."""
+    """Clips and mentions to tracks: one call of the tracker for all clips and classes, then `agents.resolve`."""
 
     def __init__(self, config: SegmenterConfig, tracker: MaskTracker, frames: FrameSource) -> None:
         self._config, self._tracker, self._frames = config, tracker, frames
@@ -71,13 +70,20 @@ class Segmenter:
     def process(self, jobs: Sequence[SegmenterJob]) -> list[TrackSet]:
         """One track set per job, in order; each mention has tracks in it or one rejected entry.
 
-        Masks that came with the clip are its tracks as they are, and no tracker runs.
+        Masks that came with a clip are its tracks as they are, and no tracker runs for it, nor for one without
+        mentions.
         """
+        wanted = [[] if job.given else sorted({item.detector_class for item in job.mentions.mentions}) for job in jobs]
+        asked = [(job.clip, classes) for job, classes in zip(jobs, wanted, strict=True) if classes]
+        answers = self._tracker.track_many(asked) if asked else []
+        if len(answers) != len(asked):
+            raise ValueError(f"tracker {self._tracker.name} gave {len(answers)} answers for {len(asked)} clips")
+        found = iter(answers)
         return [
             self._pass_on(job.clip, job.mentions.mentions, job.given)
             if job.given
-            else self._segment(job.clip, job.mentions.mentions)
-            for job in jobs
+            else self._segment(job.clip, job.mentions.mentions, next(found) if classes else [])
+            for job, classes in zip(jobs, wanted, strict=True)
         ]
 
     def close(self) -> None:
@@ -102,9 +108,7 @@ class Segmenter:
             score=1.0,
         )
 
-    def _segment(self, clip: Clip, mentions: Sequence[Mention]) -> TrackSet:
-        classes = sorted({mention.detector_class for mention in mentions})
-        found = self._tracker.track(clip, classes) if classes else []
+    def _segment(self, clip: Clip, mentions: Sequence[Mention], found: Sequence[ObjectMasks]) -> TrackSet:
         long_enough = [item for item in found if _num_visible(item) >= self._config.min_visible_frames]
         with_colours = any(mention.said.colours for mention in mentions)
         num_found = Counter(item.detector_class for item in long_enough)

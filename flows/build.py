@@ -38,7 +38,7 @@ from flows.run_tags import last_name, tag_run
 from flows.run_watch import CancelledOnPageError, watched_run
 from flows.step import BuildRun, run_step
 from flows.watchers import Watchers
-from flows.wiring import Site, agent_labels, annotator_needs
+from flows.wiring import Site, agent_labels, annotator_needs, identify
 from infra.builds import BuildCommand
 from infra.lake import Lake
 from infra.settings import settings
@@ -167,11 +167,15 @@ def _build(
     with decoration():
         create_link_artifact(store.uri(), link_text="lake", key="lake", description="agents' outputs and builds")
     plan = plan_task(source, root, _whole(store), _whole(resolved), limit)
-    site = Site(videos_root=str(plan.videos_root.resolve()), frames_dir=str(settings().cache_dir / "frames"))
+    site = Site(
+        videos_root=str(plan.videos_root.resolve()),
+        frames_dir=str(settings().cache_dir / "frames"),
+        identity=identify(resolved, labels),
+    )
     steps: list[PrefectFuture[Any]] = []
     try:
         with (
-            Pools(resolved, site, ray_address) as pools,
+            Pools(resolved, site, ray_address, get_run_logger().log) as pools,
             AgentMetrics(store.address, resolved.name, pools.losses) as metrics,
         ):
             workers = {role: resolved.workers(role) for role in ROLES}

@@ -1,14 +1,14 @@
 """The chain of agents as the build sees it: what each one reads, and the key under which its output rests."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from flows.profile_config import ROLES, Role
 from infra.given_store import given_store
 from infra.lake import AgentStore, Lake
-from schemas.caption import CaptionSet
+from schemas.caption import CaptionSet, MentionTextSet
 from schemas.clip import Clip
-from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob
+from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob, TextRefinerJob, TextReviewerJob
 from schemas.label import AgentLabel
 from schemas.mention import MentionSet
 from schemas.quarantine import QuarantineEntry
@@ -17,27 +17,36 @@ from schemas.sample import SampleSet
 from schemas.track import TrackSet
 from schemas.verdict import VerdictSet
 
-OUTPUT: dict[Role, type[Record]] = {
-    "analyzer": MentionSet,
-    "segmenter": TrackSet,
-    "annotator": CaptionSet,
-    "reviewer": VerdictSet,
-    "refiner": SampleSet,
-}
-
-_JOBS: tuple[type[Record], ...] = (SegmenterJob, AnnotatorJob, ReviewerJob, RefinerJob)
+_JOBS: tuple[type[Record], ...] = (
+    SegmenterJob,
+    AnnotatorJob,
+    ReviewerJob,
+    TextReviewerJob,
+    RefinerJob,
+    TextRefinerJob,
+)
 
 Needs = Literal["mentions", "tracks"]
 """What an annotator's engine declares that it reads besides the clip."""
 
-FIELD: dict[Role, str] = {
-    "analyzer": "mentions",
-    "segmenter": "tracks",
-    "annotator": "captions",
-    "reviewer": "verdicts",
-    "refiner": "samples",
-}
-"""Under which name an agent's output rests in the jobs of later ones, and holds its own records."""
+
+class Output(NamedTuple):
+    """What an agent puts out, and the name under which that rests in later agents' jobs and holds its own records."""
+
+    record: type[Record]
+    field: str
+
+
+def outputs_of(annotator_needs: Needs) -> dict[Role, Output]:
+    """What each agent puts out: an annotator without tracks writes texts on mentions, one with them captions."""
+    texts, captions = Output(MentionTextSet, "texts"), Output(CaptionSet, "captions")
+    return {
+        "analyzer": Output(MentionSet, "mentions"),
+        "segmenter": Output(TrackSet, "tracks"),
+        "annotator": texts if annotator_needs == "mentions" else captions,
+        "reviewer": Output(VerdictSet, "verdicts"),
+        "refiner": Output(SampleSet, "samples"),
+    }
 
 
 def upstream_of(annotator_needs: Needs) -> dict[Role, tuple[Role, ...]]:
@@ -62,11 +71,13 @@ class Chain:
 
     def __init__(self, lake: Lake, labels: Mapping[Role, AgentLabel], annotator_needs: Needs) -> None:
         self.labels = dict(labels)
+        self.annotator_needs: Needs = annotator_needs
         self.upstream = upstream_of(annotator_needs)
+        self.output = outputs_of(annotator_needs)
         self._keys: dict[str, dict[Role, str]] = {}
         self._given = given_store(lake)
         self._stores: dict[Role, AgentStore[Any]] = {
-            role: lake.agent_store(labels[role], OUTPUT[role]) for role in ROLES
+            role: lake.agent_store(labels[role], self.output[role].record) for role in ROLES
         }
         self._failures = {role: lake.failure_store(labels[role]) for role in ROLES}
 
@@ -117,13 +128,13 @@ class Chain:
             return list(clips)
         upstream = {other: self.outputs(other, clips) for other in self.upstream[role]}
         ready = [clip for clip in clips if all(clip.clip_id in found for found in upstream.values())]
-        fields = {"clip", *(FIELD[other] for other in upstream)}
+        fields = {"clip", *(self.output[other].field for other in upstream)}
         (job_type,) = (job for job in _JOBS if job.model_fields.keys() - {"given"} == fields)
         given = self._given.read({clip.given_sha256 for clip in ready} - {""}) if role == "segmenter" else {}
         return [
             job_type.model_validate(
                 {"clip": clip}
-                | {FIELD[other]: found[clip.clip_id] for other, found in upstream.items()}
+                | {self.output[other].field: found[clip.clip_id] for other, found in upstream.items()}
                 | ({"given": given[clip.given_sha256]} if clip.given_sha256 in given else {})
             )
             for clip in ready

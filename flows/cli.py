@@ -25,12 +25,15 @@ from flows.cli_common import (
 )
 from flows.cli_deploy import deploy
 from flows.cli_pipeline import pipeline
+from flows.cli_plan import plan
+from flows.cli_profiles import profiles
 from flows.cli_quarantine import quarantine_app
 from flows.cli_train import train
 from flows.cli_up import down, status, up
 from flows.demo_source import MANIFEST, write_demo_source
 from flows.doctor import examine, fetch_weights
 from flows.dry_run import dry_run, print_dry_run
+from flows.finding import print_findings
 from flows.pipeline_record import MODELS_FOLDER
 from flows.profile_config import load_profile
 from flows.run_build import command_of, print_build, run_build, submit_build
@@ -58,6 +61,8 @@ app.add_typer(bench_app, name="bench")
 app.command()(train)
 app.command()(pipeline)
 app.command()(deploy)
+app.command()(plan)
+app.command()(profiles)
 app.command(cls=ObjectsInOrder)(ask)
 
 
@@ -195,24 +200,33 @@ def doctor(
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Fetch the weights and sample clips that are missing.")
     ] = False,
+    trial: Annotated[
+        bool, typer.Option("--trial", help="Take one synthetic clip through each engine, here; loads them all.")
+    ] = False,
+    lake: Annotated[str | None, typer.Option("--lake", help="Also write to this lake.")] = None,
+    ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What is missing for a profile, what it costs, and what to do."""
+    """What is missing for a profile, what it costs, and what to do.
+
+    Weights, versions, GPUs, disk, the servers and ports that runs use, and with `--trial` each engine at work.
+    """
     with one_line_errors():
         if fetch:
             fetch_weights(profile, say=say(as_json))
-        findings = examine(load_profile(profile))
+        resolved = load_profile(profile)
+        findings = examine(resolved, lake, ray)
+        if not as_json:
+            print_findings(findings)
+        if trial:
+            from flows.doctor_trial import try_engines  # brings Ray with it
+
+            for finding in try_engines(resolved, say(as_json)):
+                findings.append(finding)
+                if not as_json:
+                    print_findings([finding])
         if as_json:
             print_json({"ok": all(finding.ok for finding in findings), "findings": [f.model_dump() for f in findings]})
-        else:
-            console = Console()
-            for finding in findings:
-                console.print(
-                    f"{'[green]ok  [/]' if finding.ok else '[red]miss[/]'} {finding.what}: {finding.detail}",
-                    highlight=False,
-                )
-                if finding.mend:
-                    console.print(f"     -> {finding.mend}", highlight=False)
         if not all(finding.ok for finding in findings):
             raise typer.Exit(FAILED)
 

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from schemas.caption import ObjectCaption
+from flows.chain import Needs
+from schemas.caption import MentionText, ObjectCaption
 from schemas.clip import Clip, Split
 from schemas.mention import Mention
 from schemas.quarantine import QuarantineEntry, Reason, Stage
@@ -35,6 +36,8 @@ class BuildCounts:
     """The figures of a build, or of a part of one: parts add up with `+`.
 
     `reviewed` counts tracks with a verdict, `kept` those that the reviewer let through; `videos` holds SHA-256 sums.
+    What the annotator describes (`annotator_needs`) is for the whole of a build to say: a sum has it from its first
+    part.
     """
 
     source_rows: int = 0
@@ -49,6 +52,7 @@ class BuildCounts:
     drops: Counter[tuple[Stage, Reason]] = field(default_factory=Counter)
     clips_by_license: Counter[str] = field(default_factory=Counter)
     samples_by_license: Counter[str] = field(default_factory=Counter)
+    annotator_needs: Needs = "tracks"
 
     def __add__(self, other: "BuildCounts") -> "BuildCounts":
         return BuildCounts(
@@ -64,6 +68,7 @@ class BuildCounts:
             drops=self.drops + other.drops,
             clips_by_license=self.clips_by_license + other.clips_by_license,
             samples_by_license=self.samples_by_license + other.samples_by_license,
+            annotator_needs=self.annotator_needs,
         )
 
     @property
@@ -78,12 +83,14 @@ class BuildCounts:
 
     def stages(self) -> tuple[StageCounts, ...]:
         """The way from rows to samples, stage by stage."""
+        by_mention = self.annotator_needs == "mentions"
+        described, reviewed = (self.mentions, "tracks") if by_mention else (self.tracks, "captions")
         return (
             self._stage("source", self.source_rows, "rows", self.clips, "clips"),
             self._stage("analyzer", self.clips, "clips", self.mentions, "mentions"),
             self._stage("segmenter", self.mentions, "mentions", self.tracks, "tracks"),
-            self._stage("annotator", self.tracks, "tracks", self.captions, "captions"),
-            self._stage("reviewer", self.reviewed, "captions", self.kept, "kept"),
+            self._stage("annotator", described, self.annotator_needs, self.captions, "captions"),
+            self._stage("reviewer", self.reviewed, reviewed, self.kept, "kept"),
             self._stage("refiner", self.kept, "objects", self.num_samples, "samples"),
         )
 
@@ -98,7 +105,7 @@ def count_build(
     clips: Sequence[Clip],
     mentions: Sequence[Mention],
     tracks: Sequence[Track],
-    captions: Sequence[ObjectCaption],
+    captions: Sequence[ObjectCaption | MentionText],
     verdicts: Sequence[Verdict],
     samples: Sequence[Sample],
     quarantine: Sequence[QuarantineEntry],

@@ -1,29 +1,24 @@
 """What a machine lacks for a profile, what it costs, and the command that mends it."""
 
-import platform
 import shutil
-import sys
 from collections.abc import Callable
 
+from flows.doctor_checks import (
+    check_disk,
+    check_gpus,
+    check_lake,
+    check_python,
+    check_versions,
+    gpu_shares,
+)
+from flows.doctor_servers import check_chats, check_ports, check_prefect, check_ray, check_vllms
+from flows.finding import Finding
 from flows.profile_config import Profile, load_profile
-from flows.server import running_server
 from flows.train_base import EMBEDDED_WEIGHTS
-from flows.wiring import agent_labels, required_checkpoints, required_weights, without_checkpoints
+from flows.wiring import packaged_weights, required_checkpoints
 from infra.checkpoints import CheckpointError, checkpoint_folder
 from infra.settings import settings
 from infra.weights import CATALOGUE, FETCH_COMMAND, fetch, missing
-from schemas.record import Record
-
-FREE_DISK_GIB = 3
-
-
-class Finding(Record):
-    """One thing looked at; `mend` is the command or act that puts it right, empty where nothing is to be done."""
-
-    what: str
-    ok: bool
-    detail: str
-    mend: str = ""
 
 
 def demo_material() -> tuple[str, ...]:
@@ -39,39 +34,31 @@ def fetch_weights(profile_name: str, say: Callable[[str], None]) -> None:
     fetch((*_needed(load_profile(profile_name)), *demo_material()), say)
 
 
-def examine(profile: Profile) -> list[Finding]:
-    """Every finding for a profile on this machine, in the order in which they would stop a build."""
-    checkpoints = [_checkpoint(model) for model in dict.fromkeys(required_checkpoints(profile))]
-    return [_python(), _disk(), *checkpoints, *_weights(_needed(profile)), _demo_clips(), _server()]
+def examine(profile: Profile, lake: str | None = None, ray_address: str | None = None) -> list[Finding]:
+    """Every finding for a profile on this machine, in the order in which they would stop a build.
+
+    With `lake`, that one is written to; with `ray_address`, GPUs are those of that cluster.
+    """
+    return [
+        Finding(what="profile", ok=True, detail=f"{profile.name}: {profile.description}"),
+        check_python(),
+        check_versions(),
+        check_disk(),
+        *([] if lake is None else [check_lake(lake)]),
+        *(_checkpoint(model) for model in dict.fromkeys(required_checkpoints(profile))),
+        *_weights(_needed(profile)),
+        _demo_clips(),
+        check_prefect(),
+        check_ray(ray_address),
+        check_gpus(gpu_shares(profile), ray_address),
+        *check_vllms(profile, ray_address),
+        *check_chats(profile),
+        *check_ports(),
+    ]
 
 
 def _needed(profile: Profile) -> tuple[str, ...]:
-    of_agents = required_weights(agent_labels(without_checkpoints(profile)))
-    return tuple(dict.fromkeys((*of_agents, *EMBEDDED_WEIGHTS.values())))
-
-
-def _python() -> Finding:
-    version = platform.python_version()
-    ok = (3, 11, 4) <= sys.version_info[:3] < (3, 12)
-    return Finding(
-        what="Python",
-        ok=ok,
-        detail=version,
-        mend="" if ok else "use Python 3.11.4 or a later 3.11: make PYTHON=python3.11 install",
-    )
-
-
-def _disk() -> Finding:
-    folder = settings().cache_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    free_gib = shutil.disk_usage(folder).free / 2**30
-    ok = free_gib >= FREE_DISK_GIB
-    return Finding(
-        what="disk",
-        ok=ok,
-        detail=f"{free_gib:.1f} GiB free in {folder}",
-        mend="" if ok else f"free {FREE_DISK_GIB} GiB, or set VIDEOREFER_CACHE to a larger disk",
-    )
+    return tuple(dict.fromkeys((*packaged_weights(profile), *EMBEDDED_WEIGHTS.values())))
 
 
 def _checkpoint(model: str) -> Finding:
@@ -110,11 +97,3 @@ def _demo_clips() -> Finding:
     absent = missing(demo_material())
     detail = f"{len(demo_material()) - len(absent)} of {len(demo_material())} sample clips and photos there"
     return Finding(what="demo", ok=True, detail=detail, mend=FETCH_COMMAND if absent else "")
-
-
-def _server() -> Finding:
-    server = running_server()
-    detail = (
-        server.url if server else "not running: a build starts a temporary one; videorefer up keeps one with its page"
-    )
-    return Finding(what="Prefect", ok=True, detail=detail)

@@ -20,8 +20,9 @@ from flows.plan import known_rows
 from flows.profile_config import ROLES, Profile, Role
 from flows.progress import duration
 from flows.wiring import agent_labels, annotator_needs
-from infra.builds import AgentWork, Manifest, committed_manifest, latest_build
+from infra.builds import Manifest, committed_manifest, latest_build
 from infra.lake import Lake
+from infra.work import AgentWork
 from schemas.clip import Clip
 from schemas.label import AgentLabel
 from schemas.record import Record
@@ -205,7 +206,7 @@ def _agent_plans(
     work: Sequence[AgentWork],
     profile: Profile,
 ) -> Iterator[AgentPlan]:
-    measured = {(entry.agent, entry.engine): entry.busy_s / entry.clips for entry in work if entry.clips}
+    measured = {(entry.agent, entry.engine): entry.s_per_clip for entry in work if entry.clips}
     for role in ROLES:
         s_per_clip = measured.get((role, labels[role].engine))
         yield AgentPlan(

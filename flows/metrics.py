@@ -52,7 +52,10 @@ RECORDS = Metric(
 )
 BUSY = Metric("videorefer_busy_seconds_total", "Seconds in which a worker worked, all workers added up.")
 LOST = Metric("videorefer_lost_workers_total", "Processes of workers that were lost, each replaced by another.")
-COUNTERS = (WORKED, RECORDS, BUSY, LOST)
+TOKENS = Metric(
+    "videorefer_chat_tokens_total", "Tokens that chat servers read (prompt) and wrote (completion).", "kind"
+)
+COUNTERS = (WORKED, RECORDS, BUSY, LOST, TOKENS)
 """Work that was done. A run that was restarted did what both its processes did."""
 
 
@@ -138,6 +141,9 @@ def _counts(agent: AgentProgress, lost: int) -> Iterator[tuple[Metric, float, st
     yield RECORDS, agent.dropped, "dropped"
     yield BUSY, agent.busy_s, ""
     yield LOST, lost, ""
+    if agent.tokens is not None:
+        yield TOKENS, agent.tokens.prompt_tokens, "prompt"
+        yield TOKENS, agent.tokens.completion_tokens, "completion"
 
 
 def _failed_now(agent: AgentProgress) -> int:

@@ -1,8 +1,8 @@
 """Profiles: TOML files that name the engine, the resources and the batch size of each agent."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agents.analyzer import AnalyzerConfig
 from agents.annotator import AnnotatorConfig
@@ -20,9 +20,11 @@ from agents.refiner import RefinerConfig
 from agents.reviewer import ReviewerConfig
 from agents.segmenter import SegmenterConfig
 from flows.profile_files import read_profile, shipped_names
+from flows.region_model import RegionModelConfig
 from infra.chat import ChatSettings
 from infra.fingerprint import NEAR
 from infra.sources import ClipConfig
+from infra.vllm.settings import VllmSettings
 from schemas.record import Record
 
 Role = Literal["analyzer", "segmenter", "annotator", "reviewer", "refiner"]
@@ -55,7 +57,7 @@ class Resources(Batching):
 class Served(Record):
     """An agent behind a chat server."""
 
-    engine: Literal["chat"]
+    engine: str
     chat: ChatSettings
     """`chat.concurrency` clips are in flight at once."""
     resources: Batching = Batching()
@@ -72,6 +74,7 @@ class ParserAnalyzer(Record):
 class ServedAnalyzer(Served):
     """Caption to mentions by a model behind a chat server, for detectors that take any noun."""
 
+    engine: Literal["chat"]
     config: ChatAnalyzerConfig = ChatAnalyzerConfig()
 
 
@@ -134,11 +137,24 @@ class MeasuringAnnotator(Record):
 class ServedAnnotator(Served):
     """Tracks to captions; facts are measured, and a model behind a chat server, which must see, words the texts."""
 
+    engine: Literal["chat"]
     config: ChatAnnotatorConfig = ChatAnnotatorConfig()
 
 
-AnnotatorProfile = Annotated[MeasuringAnnotator | ServedAnnotator, Field(discriminator="engine")]
-"""Tracks to captions."""
+class ServedAnnotatorByNoun(Served):
+    """Mentions to texts, beside the segmenter; a model behind a chat server, which must see, is shown the whole clip.
+
+    Facts are measured by the refiner, when there are tracks, with this section's settings for them.
+    """
+
+    engine: Literal["chat-by-noun"]
+    config: ChatAnnotatorConfig = ChatAnnotatorConfig()
+
+
+AnnotatorProfile = Annotated[
+    MeasuringAnnotator | ServedAnnotator | ServedAnnotatorByNoun, Field(discriminator="engine")
+]
+"""Tracks to captions, or mentions to texts."""
 
 
 class SecondLookReviewer(Record):
@@ -152,12 +168,27 @@ class SecondLookReviewer(Record):
 class ServedReviewer(Served):
     """Captions to verdicts; one model behind a chat server describes each region, another matches the texts."""
 
+    engine: Literal["chat"]
     captioner: ChatSettings
     """A model that sees, best another than the annotator's; `chat` is the one that matches."""
     config: ChatReviewerConfig = ChatReviewerConfig()
 
 
-ReviewerProfile = Annotated[SecondLookReviewer | ServedReviewer, Field(discriminator="engine")]
+class RegionModelReviewer(Record):
+    """Captions to verdicts; a VideoRefer model, a folder on the worker's disk, describes each region, and a model
+    behind a chat server matches the texts.
+    """
+
+    engine: Literal["videorefer+chat"]
+    captioner: RegionModelConfig
+    """The model that describes regions."""
+    chat: ChatSettings
+    """The model that matches; each worker has `chat.concurrency` of its own."""
+    config: ChatReviewerConfig = ChatReviewerConfig()
+    resources: Resources = Resources()
+
+
+ReviewerProfile = Annotated[SecondLookReviewer | ServedReviewer | RegionModelReviewer, Field(discriminator="engine")]
 """Captions to verdicts."""
 
 
@@ -172,6 +203,7 @@ class LocalRefiner(Record):
 class ServedRefiner(Served):
     """Verdicts to samples; a model behind a chat server words the detailed captions."""
 
+    engine: Literal["chat"]
     config: ChatRefinerConfig = ChatRefinerConfig()
 
 
@@ -199,10 +231,13 @@ class Profile(Record):
     """One full configuration of a build."""
 
     name: str
+    """What builds, reports and tags call the profile."""
     description: str
+    """For whom it is, in a sentence."""
     clips_per_unit: Annotated[int, Field(ge=1)] = 8
     """Clips in one Prefect task run per agent, as long as that gives at most `max_units` units."""
     max_units: Annotated[int, Field(ge=1, le=200)] = 200
+    """Units of a build, at most; in a greater one they hold more clips."""
     units_in_flight: Annotated[int, Field(ge=1, le=32)] = 4
     """Units that may overlap; bounds what waits between agents."""
     decode_cache_mib: Annotated[int, Field(ge=16)] = 1024
@@ -210,10 +245,46 @@ class Profile(Record):
     clips: ClipConfig = ClipConfig()
     decontamination: DecontaminationProfile = DecontaminationProfile()
     analyzer: AnalyzerProfile
+    """Caption to mentions."""
     segmenter: SegmenterProfile
+    """Mentions to tracks."""
     annotator: AnnotatorProfile
+    """Tracks, or mentions, to captions."""
     reviewer: ReviewerProfile
+    """Captions to verdicts."""
     refiner: RefinerProfile
+    """Verdicts to samples."""
+    vllm: tuple[VllmSettings, ...] = ()
+    """Chat servers that the build starts for itself, when an agent behind them has work, and ends."""
+
+    @model_validator(mode="after")
+    def _reviewer_can_read_what_the_annotator_writes(self) -> Self:
+        if isinstance(self.annotator, ServedAnnotatorByNoun) and isinstance(self.reviewer, SecondLookReviewer):
+            others = [kind for kind in get_args(get_args(ReviewerProfile)[0]) if kind is not SecondLookReviewer]
+            allowed = [engine for kind in others for engine in get_args(kind.model_fields["engine"].annotation)]
+            raise ValueError(
+                f"reviewer.engine: got {self.reviewer.engine!r}, which checks facts measured of tracks, and "
+                f"annotator.engine {self.annotator.engine!r} knows no tracks; with it, reviewer.engine must be one of "
+                f"{', '.join(map(repr, allowed))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _chat_servers_have_sections(self) -> Self:
+        names = [vllm.name for vllm in self.vllm]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"vllm: {len(self.vllm)} sections share names: {', '.join(map(repr, sorted(twice)))}")
+        for role in ROLES:
+            for chat in self.chats(role):
+                if chat.replicas_name and self.chat(role) is None:
+                    raise ValueError(
+                        f"{role}: got {chat.base_url!r}, which stands for servers that the build's own process asks, "
+                        "and this agent's workers ask by themselves; give the address of a server that runs"
+                    )
+                if chat.replicas_name and chat.replicas_name not in names:
+                    known = ", ".join(map(repr, names)) or "none"
+                    raise ValueError(f"{role}: got {chat.base_url!r}; the sections [[vllm]] have these names: {known}")
+        return self
 
     def batching(self, role: Role) -> Batching:
         """How one agent's clips are worked on: `Resources` for one with workers of its own."""
@@ -230,6 +301,10 @@ class Profile(Record):
         """The chat server that one agent is behind, None where it has workers of its own."""
         section = getattr(self, role)
         return section.chat if isinstance(section, Served) else None
+
+    def chats(self, role: Role) -> tuple[ChatSettings, ...]:
+        """All chat servers that one agent, or its workers, asks."""
+        return tuple(value for _, value in getattr(self, role) if isinstance(value, ChatSettings))
 
 
 def shipped_profiles() -> tuple[str, ...]:

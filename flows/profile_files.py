@@ -52,6 +52,8 @@ def read_profile(name_or_file: str, folder: str, record_type: type[RecordT]) -> 
 def _one_line(error: ValidationError, record_type: type[Record]) -> str:
     # a misspelt key also leaves its right form missing: the typo is what helps
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    if not first["loc"]:  # a rule over several sections, which says itself where to look
+        return str(first.get("ctx", {}).get("error", first["msg"]))
     where = _place(first["loc"], record_type)
     if first["type"].startswith("union_tag"):
         return _of_choice(where, first["input"], first["ctx"])

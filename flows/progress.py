@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from rich.console import Console, RenderableType
@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from flows.profile_config import ROLES, Role
+from infra.token_count import TokenCount, added
+from infra.work import BatchSums
 
 LINE_EVERY_S = 10.0
 """How often a log without a screen gets a line."""
@@ -32,7 +34,7 @@ class AgentProgress:
     `cached` clips were found in the lake and are not opened to count what they hold; `failed` ones died or raised, in
     this run or in one before (`failed_before`, which are among `cached` too); `skipped` ones did so in an agent before;
     all are among `done`. `elapsed_s` runs from the agent's first clip; its `workers` were at work for `busy_s` of it,
-    all added up.
+    all added up, in `batches`. `stored_bytes` went to the lake; `tokens` is None for an agent that asks no chat server.
     """
 
     total: int
@@ -46,6 +48,9 @@ class AgentProgress:
     dropped: int = 0
     busy_s: float = 0.0
     elapsed_s: float = 0.0
+    stored_bytes: int = 0
+    tokens: TokenCount | None = None
+    batches: BatchSums = field(default_factory=BatchSums)
 
     @property
     def worked(self) -> int:
@@ -77,9 +82,10 @@ class AgentProgress:
             return f"all {self.total} clips are in the lake{failed}"
         left = "" if self.left_s is None or self.done == self.total else f", ETA {duration(self.left_s)}"
         skipped = f", skipped {self.skipped}" if self.skipped else ""
+        asked = f", {self.tokens.brief()}" if self.tokens else ""
         return (
             f"done {self.done} of {self.total} clips (cached {self.cached}), kept {self.kept}, dropped {self.dropped}"
-            f"{failed}{skipped}, {self.rate_per_s:.2f} clips/s, busy {100 * self.busy_share:.0f} %{left}"
+            f"{failed}{skipped}, {self.rate_per_s:.2f} clips/s, busy {100 * self.busy_share:.0f} %{asked}{left}"
         )
 
 
@@ -117,8 +123,10 @@ class BuildProgress:
         kept: int = 0,
         dropped: int = 0,
         busy_s: float = 0.0,
+        stored_bytes: int = 0,
+        tokens: TokenCount | None = None,
     ) -> None:
-        """Add to one agent's counts and show them."""
+        """Add to one agent's counts, with `busy_s` those of one micro-batch, and show them."""
         with self._lock:
             old = self._agents[role]
             began_s = self._began_s.get(role)
@@ -134,6 +142,9 @@ class BuildProgress:
                 dropped=old.dropped + dropped,
                 busy_s=old.busy_s + busy_s,
                 elapsed_s=time.monotonic() - began_s if began_s else 0.0,
+                stored_bytes=old.stored_bytes + stored_bytes,
+                tokens=added(old.tokens, tokens),
+                batches=old.batches.plus(done, busy_s) if busy_s else old.batches,
             )
         with self._showing:  # the counts are taken inside, so that what is shown last is the latest
             snapshot = self.snapshot()
@@ -193,7 +204,9 @@ class TerminalProgress(Terminal):
 
 def _table(progress: dict[Role, AgentProgress]) -> Table:
     table = Table(box=None, header_style="dim")
-    for title in ("agent", "", "clips", "cached", "kept", "dropped", "failed", "clips/s", "busy", "ETA"):
+    asks = any(agent.tokens for agent in progress.values())
+    tokens = ("asked", "tokens") if asks else ()
+    for title in ("agent", "", "clips", "cached", "kept", "dropped", "failed", "clips/s", "busy", *tokens, "ETA"):
         table.add_column(title, justify="left" if title in ("agent", "") else "right")
     for role, agent in progress.items():
         left = "" if agent.left_s is None else duration(agent.left_s)
@@ -207,6 +220,14 @@ def _table(progress: dict[Role, AgentProgress]) -> Table:
             str(agent.failed),
             f"{agent.rate_per_s:.2f}",
             f"{100 * agent.busy_share:.0f} %",
+            *(_tokens(agent.tokens) if asks else ()),
             "done" if agent.done == agent.total else left,
         )
     return table
+
+
+def _tokens(count: TokenCount | None) -> tuple[str, str]:
+    """Requests, and tokens read and written; nothing for an agent that asks no chat server."""
+    if count is None:
+        return "", ""
+    return f"{count.requests:,}", f"{count.prompt_tokens:,} + {count.completion_tokens:,}"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.card import dataset_card
-from flows.chain import FIELD, OUTPUT, Chain
+from flows.chain import Chain
 from flows.counts import BuildCounts, count_build
+from flows.forecast import forecast_error
 from flows.plan import Plan
 from flows.profile_config import ROLES, Profile, Role
 from flows.report import ReportInputs, pick_drops, pick_samples, render_report
@@ -22,7 +23,6 @@ from flows.result import BuildResult
 from flows.wiring import Site
 from infra.builds import (
     KINDS,
-    AgentWork,
     BuildCommand,
     BuildWriter,
     CommittedError,
@@ -35,7 +35,8 @@ from infra.builds import (
 )
 from infra.decode_cache import DecodeCache
 from infra.lake import Lake, LakeError
-from schemas.caption import CaptionSet
+from infra.work import AgentWork
+from schemas.caption import CaptionSet, MentionText, MentionTextSet, ObjectCaption
 from schemas.clip import Clip
 from schemas.mention import MentionSet
 from schemas.quarantine import QuarantineEntry, Stage
@@ -56,12 +57,12 @@ class LostError(RuntimeError):
 
 @dataclass(frozen=True)
 class ClipOutputs:
-    """Everything the agents said of one clip; empty sets from the agent on that failed."""
+    """Everything the agents said of one clip, in their order; empty sets from the agent on that failed."""
 
     clip: Clip
     mentions: MentionSet
     tracks: TrackSet
-    captions: CaptionSet
+    captions: CaptionSet | MentionTextSet
     verdicts: VerdictSet
     samples: SampleSet
 
@@ -70,6 +71,11 @@ class ClipOutputs:
         """What the agents dropped, in the order of the chain."""
         sets = (self.mentions, self.tracks, self.captions, self.verdicts, self.samples)
         return tuple(entry for output in sets for entry in output.rejected)
+
+    @property
+    def texts(self) -> tuple[ObjectCaption | MentionText, ...]:
+        """What the annotator wrote, on tracks or on mentions."""
+        return self.captions.captions if isinstance(self.captions, CaptionSet) else self.captions.texts
 
 
 @dataclass
@@ -88,7 +94,7 @@ class _Showcase:
             [outputs.clip for outputs in chunk],
             [mention for outputs in chunk for mention in outputs.mentions.mentions],
             [track for outputs in chunk for track in outputs.tracks.tracks],
-            [caption for outputs in chunk for caption in outputs.captions.captions],
+            [text for outputs in chunk for text in outputs.texts],
             [verdict for outputs in chunk for verdict in outputs.verdicts.verdicts],
             samples,
             entries,
@@ -160,13 +166,15 @@ def _write(
     for kind in KINDS:
         writer.write_samples(kind, _samples(kind, clips, held))
     writer.write_tracks(_tracks(clips, held))
-    show = _Showcase(BuildCounts(source_rows=plan.num_rows))
+    show = _Showcase(BuildCounts(source_rows=plan.num_rows, annotator_needs=chain.annotator_needs))
     show.add([], outside)
     writer.write_quarantine(_quarantine(clips, outside, held, show))
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     frames = DecodeCache(Path(site.videos_root), Path(site.frames_dir), profile.decode_cache_mib * 2**20)
     labels = tuple(chain.labels.values())
     shown = list(show.outputs.values())
+    all_work = (*work, *_earlier_work(lake, chain, {entry.agent for entry in work}))
+    off = forecast_error(lake, labels, profile, len(clips), work, writer.written_bytes)
     inputs = ReportInputs(
         build_id=build_id,
         profile_name=profile.name,
@@ -180,9 +188,11 @@ def _write(
         samples=tuple(show.samples),
         quarantine=tuple(show.drops),
         frames=frames,
+        work=all_work,
+        forecast=off,
     )
     writer.write_page("report.html", render_report(inputs))
-    writer.write_page("README.md", dataset_card(build_id, profile, labels, show.counts))
+    writer.write_page("README.md", dataset_card(build_id, profile, labels, show.counts, all_work))
     manifest = Manifest(
         build_id=build_id,
         schema_version=SCHEMA_VERSION,
@@ -194,7 +204,8 @@ def _write(
         labels=labels,
         counts=tuple(_count_entries(show.counts)),
         command=command,
-        work=(*work, *_earlier_work(lake, chain, {entry.agent for entry in work})),
+        work=all_work,
+        forecast=off,
     )
     return writer.commit(manifest)
 
@@ -233,15 +244,13 @@ def _walk(clips: Sequence[Clip], held: _Held) -> Iterator[list[ClipOutputs]]:
         found = {role: held.outputs(role, chunk) for role in held.chain.labels}
         for clip in chunk:
             for role, of_clips in found.items():
-                of_clips.setdefault(clip.clip_id, _nothing(role, clip))
-        yield [
-            ClipOutputs(clip=clip, **{FIELD[role]: of_clips[clip.clip_id] for role, of_clips in found.items()})
-            for clip in chunk
-        ]
+                of_clips.setdefault(clip.clip_id, _nothing(role, clip, held.chain))
+        yield [ClipOutputs(clip, *(found[role][clip.clip_id] for role in ROLES)) for clip in chunk]
 
 
-def _nothing(role: Role, clip: Clip) -> Record:
-    return OUTPUT[role].model_validate({"clip_id": clip.clip_id, FIELD[role]: (), "rejected": ()})
+def _nothing(role: Role, clip: Clip, chain: Chain) -> Record:
+    record, field_name = chain.output[role]
+    return record.model_validate({"clip_id": clip.clip_id, field_name: (), "rejected": ()})
 
 
 def _samples(kind: Kind, clips: Sequence[Clip], held: _Held) -> Iterator[Sample]:

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from agents.base import FrameSource
 from flows.counts import BuildCounts
+from flows.forecast import error_table
 from flows.report_pictures import (
     PictureKey,
     Strip,
@@ -23,6 +24,9 @@ from flows.report_pictures import (
     shrink,
     track_strip,
 )
+from flows.work_table import work_table
+from infra.forecasts import ForecastError
+from infra.work import AgentWork
 from schemas.clip import Clip
 from schemas.label import AgentLabel
 from schemas.mention import Mention
@@ -56,7 +60,8 @@ class ReportInputs:
     """What a report tells of.
 
     `counts` is over the whole build; the records may be all of it, or only those picked and what belongs to them.
-    Tracks and verdicts of dropped objects belong here too; `created_at` is printed as it is.
+    Tracks and verdicts of dropped objects belong here too; `created_at` is printed as it is. `work` is what
+    the agents were last seen doing, `forecast` how far off what was predicted of it was.
     """
 
     build_id: str
@@ -71,6 +76,8 @@ class ReportInputs:
     samples: tuple[Sample, ...]
     quarantine: tuple[QuarantineEntry, ...]
     frames: FrameSource
+    work: tuple[AgentWork, ...] = ()
+    forecast: ForecastError | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,8 @@ def _render(
         configs={label.agent: json.dumps(json.loads(label.config_json), indent=1) for label in inputs.labels},
         colours=COLOURS,
         outline=outline,
+        work=work_table(inputs.work),
+        forecast=error_table(inputs.forecast) if inputs.forecast else None,
     )
 
 

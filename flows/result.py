@@ -3,9 +3,13 @@
 import shlex
 from typing import Self, get_args
 
+from flows.forecast import error_table
+from flows.work_table import work_table
 from infra.builds import KINDS, CountEntry, Manifest
+from infra.forecasts import ForecastError
 from infra.lake import Lake
 from infra.pool import FailureReason
+from infra.work import AgentWork
 from schemas.record import Record
 
 
@@ -26,6 +30,8 @@ class BuildResult(Record):
     num_failed: int
     failed_reasons: tuple[FailureReason, ...]
     counts: tuple[CountEntry, ...]
+    work: tuple[AgentWork, ...] = ()
+    forecast: ForecastError | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, lake: Lake, *, is_new: bool) -> Self:
@@ -46,6 +52,8 @@ class BuildResult(Record):
             num_failed=sum(failures.values()),
             failed_reasons=tuple(failures),
             counts=manifest.counts,
+            work=manifest.work,
+            forecast=manifest.forecast,
         )
 
     def summary(self) -> str:
@@ -63,6 +71,8 @@ class BuildResult(Record):
             words = ["videorefer", "quarantine", "list", "--lake", self.lake]
             words += [word for reason in self.failed_reasons for word in ("--reason", reason)]
             lines.append(f"{self.num_failed} clips failed: {shlex.join(words)}; quarantine retry tries them again")
+        if self.forecast:
+            lines += ["forecast, and what it was:", error_table(self.forecast).text()]
         return "\n".join(lines)
 
     def markdown(self) -> str:
@@ -75,4 +85,8 @@ class BuildResult(Record):
         for group in ("stages", "samples", "quarantine"):
             rows = [f"| {entry.name} | {entry.n} |" for entry in self.counts if entry.group == group]
             parts.append("\n".join([f"## {group.capitalize()}", "", "| | n |", "|---|---:|", *rows]))
+        if self.work:
+            parts += ["## Work", work_table(self.work).markdown()]
+        if self.forecast:
+            parts += ["## Forecast", error_table(self.forecast).markdown()]
         return "\n\n".join(parts)

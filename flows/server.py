@@ -123,6 +123,21 @@ def lasting_api() -> str:
     raise ServerError("no server runs here: first videorefer up, or name one in PREFECT_API_URL")
 
 
+def named_api() -> str | None:
+    """The API that runs of this machine report to, None where each has a temporary server of its own.
+
+    Prefect, which takes a second, is loaded only where its own settings may name one.
+    """
+    if os.environ.get("PREFECT_API_URL") or running_server() or _has_prefect_settings():
+        return _lasting_api()
+    return None
+
+
+def _has_prefect_settings() -> bool:
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    return any(path.is_file() for path in (home / "profiles.toml", Path("prefect.toml"), Path(".env")))
+
+
 def _lasting_api() -> str | None:
     """The API that the user has set, or that of the server that `up` started: what outlasts this process."""
     if said := os.environ.get("PREFECT_API_URL"):
@@ -195,7 +210,12 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", server: Server, log: Path
 
 
 def _answers(server: Server) -> bool:
+    return api_answers(server.api_url)
+
+
+def api_answers(api_url: str) -> bool:
+    """Whether a Prefect server answers at the address of its API."""
     try:
-        return httpx.get(f"{server.api_url}/health", timeout=2.0).status_code == httpx.codes.OK
-    except httpx.HTTPError:
+        return httpx.get(f"{api_url}/health", timeout=2.0).status_code == httpx.codes.OK
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False

@@ -10,11 +10,11 @@ from flows.chain import Chain
 from flows.pools import Pools
 from flows.profile_config import ROLES, Role
 from flows.progress import BuildProgress
-from infra.builds import AgentWork
 from infra.evidence import steady
 from infra.pool import BatchDone, JobFailure
+from infra.work import AgentWork, WorkCost
 from infra.workbench import clip_id_of
-from schemas.caption import CaptionSet
+from schemas.caption import CaptionSet, MentionTextSet
 from schemas.clip import Clip
 from schemas.mention import MentionSet
 from schemas.quarantine import QuarantineEntry
@@ -52,7 +52,18 @@ class BuildRun:
     def work(self) -> tuple[AgentWork, ...]:
         """What each agent did in this run, those left out that did nothing."""
         return tuple(
-            AgentWork(agent=role, engine=self.chain.labels[role].engine, clips=agent.worked, busy_s=agent.busy_s)
+            AgentWork(
+                agent=role,
+                engine=self.chain.labels[role].engine,
+                clips=agent.worked,
+                busy_s=agent.busy_s,
+                cost=WorkCost(
+                    elapsed_s=agent.elapsed_s,
+                    error_s_per_clip=agent.batches.error_s_per_clip,
+                    stored_bytes=agent.stored_bytes,
+                    tokens=agent.tokens,
+                ),
+            )
             for role, agent in self.progress.snapshot().items()
             if agent.worked
         )
@@ -124,7 +135,7 @@ def _commit(role: Role, batch: BatchDone[Any, Any], by_id: dict[str, Clip], run:
     results = [(by_id[clip_id_of(outcome.job)], outcome.result) for outcome in batch.outcomes]
     outputs = [(clip, result) for clip, result in results if not isinstance(result, JobFailure)]
     failures = [(clip, _entry(role, clip, result)) for clip, result in results if isinstance(result, JobFailure)]
-    run.chain.store(role).append([(run.chain.keys(clip)[role], output) for clip, output in outputs])
+    stored_bytes = run.chain.store(role).append([(run.chain.keys(clip)[role], output) for clip, output in outputs])
     run.chain.failure_store(role).append([(run.chain.keys(clip)[role], entry) for clip, entry in failures])
     for line in batch.log_lines:
         log(line.level, f"{batch.worker} {line.logger}: {line.message}")
@@ -133,7 +144,16 @@ def _commit(role: Role, batch: BatchDone[Any, Any], by_id: dict[str, Clip], run:
         log(logging.ERROR, f"clip {clip.clip_id} failed in {role} after {entry.evidence}")
     kept, dropped = _counts(output for _, output in outputs)
     done, failed = len(batch.outcomes), len(failures)
-    run.progress.add(role, done=done, failed=failed, kept=kept, dropped=dropped, busy_s=batch.busy_s)
+    run.progress.add(
+        role,
+        done=done,
+        failed=failed,
+        kept=kept,
+        dropped=dropped,
+        busy_s=batch.busy_s,
+        stored_bytes=stored_bytes,
+        tokens=batch.tokens,
+    )
     return len(failures)
 
 
@@ -156,12 +176,13 @@ def _place(entry: QuarantineEntry) -> int:
 def _counts(outputs: Iterable[Any]) -> tuple[int, int]:
     kept = dropped = 0
     for output in outputs:
-        kept += _kept(output)
+        kept += num_kept(output)
         dropped += len(output.rejected)
     return kept, dropped
 
 
-def _kept(output: Record) -> int:
+def num_kept(output: Record) -> int:
+    """How many records an agent's output keeps, a verdict only where it is a yes."""
     match output:
         case MentionSet():
             return len(output.mentions)
@@ -169,6 +190,8 @@ def _kept(output: Record) -> int:
             return len(output.tracks)
         case CaptionSet():
             return len(output.captions)
+        case MentionTextSet():
+            return len(output.texts)
         case VerdictSet():
             return sum(verdict.keep for verdict in output.verdicts)
         case SampleSet():

@@ -19,6 +19,7 @@ from typing import Generic, Self
 
 from infra.chat import ChatLostError, ChatRefusedError
 from infra.pool import Batch, BatchDone, PoolError, PoolRun, batches_of, check_sizes
+from infra.token_count import start_meter
 from infra.workbench import AsyncAgent, JobT, LogLine, OutT, WorkResult, check_ids, clip_id_of, error_text
 
 WORKER = "chat"
@@ -194,6 +195,7 @@ class AsyncPool(Generic[JobT, OutT]):
         """One try of one job; never raises but when it is cancelled by the pool."""
         lines: list[LogLine] = []
         _LINES.set(lines)
+        meter = start_meter()
         answered_before, start_s = self._num_answered, time.monotonic()
         limit = asyncio.timeout(self._timeout_s)
         output: OutT | None = None
@@ -208,6 +210,7 @@ class AsyncPool(Generic[JobT, OutT]):
             error = cancelled  # the agent's own doing
         except Exception as raised:  # noqa: BLE001 - whatever an agent raises costs its job, not the build
             error = raised
+        call.batch.spend(meter.count)
         took_s = time.monotonic() - start_s
         clip_id = clip_id_of(call.job)
         told = [line.model_copy(update={"message": f"clip {clip_id}: {line.message}"}) for line in lines]

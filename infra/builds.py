@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from infra.forecasts import ForecastError
 from infra.lake import Lake, LakeError
+from infra.work import AgentWork
 from schemas.arrow import arrow_schema, from_table, to_table
 from schemas.label import AgentLabel
 from schemas.quarantine import QuarantineEntry
@@ -80,24 +82,14 @@ class BuildCommand(Record):
         return shlex.join(words)
 
 
-class AgentWork(Record):
-    """How long an agent with some engine was busy with how many clips: seconds in which a worker of it worked, all
-    workers added up, without loading.
-    """
-
-    agent: str
-    engine: str
-    clips: int
-    busy_s: float
-
-
 class Manifest(Record):
     """What a build is and holds.
 
     `source` and `videos_root` are where clips came from (samples' `video` is relative to the latter), `profile_json`
     the resolved profile, `labels` the agents that made it. `created_at` is ISO 8601 text and enters no hash. `command`
     is what was asked for, and `work` what each agent was last seen doing: in this run, or where it had nothing to do,
-    in an earlier one. Both are empty in manifests of programs that did not keep them.
+    in an earlier one. Both are empty in manifests of programs that did not keep them. `forecast` is how far off the
+    forecast for these agents was, None where there was none.
     """
 
     build_id: str
@@ -111,6 +103,7 @@ class Manifest(Record):
     counts: tuple[CountEntry, ...]
     command: BuildCommand | None = None
     work: tuple[AgentWork, ...] = ()
+    forecast: ForecastError | None = None
     shards: tuple[ShardEntry, ...] = ()
 
     @property
@@ -151,6 +144,11 @@ class BuildWriter:
     def write_page(self, name: str, text: str) -> None:
         """Write a page to be read by people beside the manifest."""
         self._put(f"builds/{self._build_id}/{name}", text.encode())
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of the shards written so far."""
+        return sum(entry.bytes for entries in self._entries.values() for entry in entries)
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Make it a build: `manifest`, with the shards written here, becomes visible, then `latest.json` names it.

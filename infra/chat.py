@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue, field_validator
 from schemas.record import Record
 
 JsonObject = dict[str, JsonValue]
+REPLICAS_SCHEME = "vllm"
 
 
 class ChatError(Exception):
@@ -29,31 +30,52 @@ class ChatLostError(ChatError):
 
 
 class ChatSettings(Record):
-    """Which server is asked, and how.
-
-    `base_url` is what comes before `/chat/completions`, as `http://127.0.0.1:8000/v1`; a query string is kept.
-    `api_key_env` names the environment variable that holds the key; empty, no key is sent. `timeout_s` bounds one
-    attempt as a whole. The wait before attempt n+1 is drawn from 0 to `first_wait_s * 2**(n-1)`, at most `max_wait_s`;
-    a Retry-After comes before it, cut at `max_wait_s` too.
-    """
+    """Which server is asked, and how."""
 
     base_url: str
+    """What comes before `/chat/completions`, as `http://127.0.0.1:8000/v1`; a query string is kept. In a profile
+    of builds `vllm://NAME` stands for the servers of the section `[[vllm]]` with that name.
+    """
     model: Annotated[str, Field(min_length=1)]
+    """The name by which the server knows the model."""
     api_key_env: str = ""
+    """The environment variable that holds the key; empty, no key is sent."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    """How far sampling strays from the likeliest token; at 0 it does not."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Above 0, tokens are the less likely the more often they came in the reply; small models, which run in circles
+    under a JSON schema, do so less at 0.3. At 0 it is not sent.
+    """
     max_tokens: Annotated[int, Field(ge=1)] = 1024
+    """A longer reply is cut off."""
     concurrency: Annotated[int, Field(ge=1)] = 8
+    """Requests in flight at once."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Bounds one attempt as a whole."""
     max_attempts: Annotated[int, Field(ge=1)] = 8
+    """Tries of a request that the server turned away as busy, failed or lost."""
     first_wait_s: Annotated[float, Field(ge=0)] = 1.0
+    """The wait before attempt n+1 is drawn from 0 to `first_wait_s * 2**(n-1)`; a Retry-After comes before it."""
     max_wait_s: Annotated[float, Field(ge=0)] = 60.0
+    """The most that is waited before an attempt, and that a Retry-After counts for."""
+
+    @property
+    def replicas_name(self) -> str:
+        """The name of the servers that the run starts for this; empty where an address is given."""
+        scheme, _, name = self.base_url.partition("://")
+        return name if scheme == REPLICAS_SCHEME else ""
 
     @field_validator("base_url")
     @classmethod
     def _is_a_plain_address(cls, value: str) -> str:
         parts = urlsplit(value)
+        if parts.scheme == REPLICAS_SCHEME and value == f"{REPLICAS_SCHEME}://{parts.hostname}":
+            return value
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"got {value!r}; a server's address looks like http://127.0.0.1:8000/v1")
+            raise ValueError(
+                f"got {value!r}; a server's address looks like http://127.0.0.1:8000/v1, and vllm://NAME stands for "
+                "servers that the run starts"
+            )
         if "@" in parts.netloc:
             raise ValueError("the address holds a user or password; name a key by api_key_env instead")
         return value

@@ -49,11 +49,19 @@ class ChatClient:
     """Asks one server, at most `settings.concurrency` questions at a time; an async context manager.
 
     A question keeps its place while it waits for another attempt, so a struggling server is asked less. Proxies of the
-    environment are used except for a server on this machine. `transport` stands for the network where there is none.
+    environment are used except for a server on this machine, and for one that the run itself has started, of which it
+    gives the `key`. `transport` stands for the network where there is none.
     The key is in no error, even where a server repeats it. Raises ChatRefusedError for a key that is not there.
     """
 
-    def __init__(self, settings: ChatSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, settings: ChatSettings, transport: httpx.AsyncBaseTransport | None = None, key: str | None = None
+    ) -> None:
+        if settings.replicas_name:
+            raise ChatRefusedError(
+                f"{settings.base_url} stands for servers that only a build starts; give the address of one that runs, "
+                "as http://127.0.0.1:8000/v1"
+            )
         self.settings = settings
         base = httpx.URL(settings.base_url)
         path = base.path.rstrip("/")
@@ -65,14 +73,14 @@ class ChatClient:
         self._version_lock = asyncio.Lock()
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._random = np.random.default_rng()
-        self._key = _key(settings.api_key_env)
+        self._key = _key(settings.api_key_env) if key is None else key
         key_header = {"authorization": f"Bearer {self._key}"} if self._key else {}
         self._http = httpx.AsyncClient(
             transport=transport,
             headers={"content-type": "application/json", **key_header},
             timeout=httpx.Timeout(settings.timeout_s, connect=min(_CONNECT_S, settings.timeout_s)),
             limits=httpx.Limits(max_connections=settings.concurrency),
-            trust_env=base.host not in _LOOPBACK,
+            trust_env=key is None and base.host not in _LOOPBACK,
         )
 
     async def __aenter__(self) -> Self:
@@ -87,24 +95,7 @@ class ChatClient:
         """What `complete` sends, but for pictures, of which it has the SHA-256, so that kept questions stay small, and
         for the name of the limit of tokens where a server wants another; its hash identifies a question.
         """
-        return self._payload(messages, json_schema, _hash_of)
-
-    def _payload(
-        self,
-        messages: Sequence[Message],
-        json_schema: Mapping[str, JsonValue] | None,
-        url_of: Callable[[str], str],
-    ) -> JsonObject:
-        payload: JsonObject = {
-            "model": self.settings.model,
-            "messages": [{"role": message.role, "content": _content(message, url_of)} for message in messages],
-            "temperature": self.settings.temperature,
-            _LIMIT: self.settings.max_tokens,
-        }
-        if json_schema is not None:
-            named: JsonObject = {"name": "reply", "strict": True, "schema": dict(json_schema)}
-            payload["response_format"] = {"type": "json_schema", "json_schema": named}
-        return payload
+        return chat_payload(self.settings, messages, json_schema)
 
     async def complete(
         self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None
@@ -113,13 +104,13 @@ class ChatClient:
 
         Raises ChatRefusedError, ChatTooLongError or ChatLostError.
         """
-        payload = self._payload(messages, json_schema, str)
+        payload = _payload(self.settings, messages, json_schema, str)
         async with self._slots:
             version = await self._server_version()
             failure, told_s = "", 0.0
             for attempt in range(self.settings.max_attempts):
                 if attempt:
-                    await asyncio.sleep(self._wait_s(attempt, told_s))
+                    await asyncio.sleep(backoff_s(self.settings, self._random, attempt, told_s))
                 told_s = 0.0
                 try:
                     async with asyncio.timeout(self.settings.timeout_s):
@@ -172,10 +163,6 @@ class ChatClient:
     def _place(self) -> str:
         return f"{self._url.scheme}://{self._url.netloc.decode()}{self._url.path}"
 
-    def _wait_s(self, attempt: int, told_s: float) -> float:
-        most = min(self.settings.max_wait_s, self.settings.first_wait_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS))
-        return min(told_s, self.settings.max_wait_s) + float(self._random.uniform(0, most))
-
     async def _server_version(self) -> str:
         async with self._version_lock:
             if self._version is None:
@@ -190,6 +177,39 @@ class ChatClient:
                 if isinstance(told, dict) and isinstance(told.get("version"), str):
                     return _one_line(told["version"])
         return ""
+
+
+def chat_payload(
+    settings: ChatSettings, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None
+) -> JsonObject:
+    """What `ChatClient.payload` gives, wherever the server is."""
+    return _payload(settings, messages, json_schema, _hash_of)
+
+
+def backoff_s(settings: ChatSettings, random: np.random.Generator, attempt: int, told_s: float = 0.0) -> float:
+    """How long to wait before attempt number `attempt`, from 1, that follows another; `told_s` is the server's wish."""
+    most = min(settings.max_wait_s, settings.first_wait_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS))
+    return min(told_s, settings.max_wait_s) + float(random.uniform(0, most))
+
+
+def _payload(
+    settings: ChatSettings,
+    messages: Sequence[Message],
+    json_schema: Mapping[str, JsonValue] | None,
+    url_of: Callable[[str], str],
+) -> JsonObject:
+    payload: JsonObject = {
+        "model": settings.model,
+        "messages": [{"role": message.role, "content": _content(message, url_of)} for message in messages],
+        "temperature": settings.temperature,
+        _LIMIT: settings.max_tokens,
+    }
+    if settings.frequency_penalty:  # not every server knows it
+        payload["frequency_penalty"] = settings.frequency_penalty
+    if json_schema is not None:
+        named: JsonObject = {"name": "reply", "strict": True, "schema": dict(json_schema)}
+        payload["response_format"] = {"type": "json_schema", "json_schema": named}
+    return payload
 
 
 def _content(message: Message, url_of: Callable[[str], str]) -> JsonValue:

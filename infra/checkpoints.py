@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import platform
 from pathlib import Path
 
 from infra.weights import WeightError
@@ -9,6 +10,8 @@ from infra.weights import WeightError
 _NO_PART_OF_A_MODEL = (".md", ".png", ".jpg")
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ckpt")
 """Weights that are never read here: a pickle may run code, and the others are for other libraries."""
+_SAMPLES = 16
+_SAMPLE_BYTES = 64 * 2**10
 
 
 class CheckpointError(WeightError):
@@ -36,15 +39,47 @@ def checkpoint_label(model: str) -> str:
     Reads them all the first time in a process and again only where size or time of a file changed. Raises
     CheckpointError as `checkpoint_folder` does.
     """
-    folder = checkpoint_folder(model)
-    files = sorted(path for path in folder.iterdir() if path.is_file() and _is_part(path))
+    files = _parts(checkpoint_folder(model))
     lines = (f"{_sha256(path, path.stat().st_size, path.stat().st_mtime_ns)}  {path.name}\n" for path in files)
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     return f"{_name(model)}@{digest[:12]}"
 
 
+def checkpoint_mark(model: str) -> str:
+    """A SHA-256 over name, size and samples of each file that makes the model: what tells one model from another
+    without reading gigabytes. At most a mebibyte of a file is read, small ones whole.
+
+    Raises CheckpointError as `checkpoint_folder` does.
+    """
+    seen = hashlib.sha256()
+    for path in _parts(checkpoint_folder(model)):
+        size = path.stat().st_size
+        seen.update(f"{path.name} {size}\n".encode())
+        last = max(0, size - _SAMPLE_BYTES)
+        with path.open("rb") as file:
+            for start in sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)}):
+                file.seek(start)
+                seen.update(file.read(_SAMPLE_BYTES))
+    return seen.hexdigest()
+
+
+def check_mark(model: str, mark: str) -> None:
+    """Raises CheckpointError where the folder here is missing, or holds another model than the one of that
+    `checkpoint_mark`, as it may on another machine.
+    """
+    if checkpoint_mark(model) != mark:
+        raise CheckpointError(
+            f"{checkpoint_folder(model)} on {platform.node()} is not the model that this run began with; copy that one "
+            "to all machines, and the same command goes on"
+        )
+
+
 def _name(model: str) -> str:
     return Path(model).expanduser().name
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and _is_part(path))
 
 
 def _is_part(path: Path) -> bool:

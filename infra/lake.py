@@ -207,18 +207,19 @@ class AgentStore(Generic[OutT]):
                 outputs[key] = self._record_of(row, part)
         return outputs
 
-    def append(self, rows: Sequence[tuple[str, OutT]]) -> None:
-        """Write the outputs as one new part, whole or not at all; no rows, no part."""
+    def append(self, rows: Sequence[tuple[str, OutT]]) -> int:
+        """Write the outputs as one new part, whole or not at all, and return its bytes; no rows, no part."""
         if not rows:
-            return
+            return 0
         records = to_table([record for _, record in rows], self._record_type)
         keys = pa.array([key for key, _ in rows], pa.string())
         with self._lock:
             self._write_label()
-            name = self._write_part(pa.table([keys, *records.columns], schema=self._schema))
+            name, num_bytes = self._write_part(pa.table([keys, *records.columns], schema=self._schema))
             self._indexed.add(name)
             for key, _ in rows:
                 self._part_of[key] = min(name, self._part_of.get(key, name))
+        return num_bytes
 
     def remove(self, keys: Iterable[str]) -> None:
         """Take the rows of some keys out: parts that hold one are written anew without it, then deleted.
@@ -255,13 +256,14 @@ class AgentStore(Generic[OutT]):
     def _listed(self) -> list[str]:
         return [name for name in self._lake.names(self.folder) if _is_part(name)]
 
-    def _write_part(self, table: pa.Table) -> str:
+    def _write_part(self, table: pa.Table) -> tuple[str, int]:
+        """The part's name and its bytes."""
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         data = sink.getvalue()
         name = f"part-{hashlib.sha256(data).hexdigest()[:32]}.parquet"
         self._lake.put(f"{self.folder}/{name}", data)
-        return name
+        return name, len(data)
 
     def _record_of(self, row: dict[str, object], part: str) -> OutT:
         try:

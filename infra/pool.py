@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, Self
 
+from infra.token_count import TokenCount, added
 from infra.workbench import JobT, LogLine, OutT, PoolAgent, Workbench, WorkResult, clip_id_of
 from schemas.record import Record
 
@@ -48,12 +49,16 @@ class Outcome(Generic[JobT, OutT]):
 
 @dataclass(frozen=True, slots=True)
 class BatchDone(Generic[JobT, OutT]):
-    """A micro-batch of which every job is settled, in job order; `worker` served it last."""
+    """A micro-batch of which every job is settled, in job order; `worker` served it last.
+
+    `tokens` is what its jobs, all their tries, spent at chat servers; None where they asked none.
+    """
 
     outcomes: tuple[Outcome[JobT, OutT], ...]
     log_lines: tuple[LogLine, ...]
     busy_s: float
     worker: str
+    tokens: TokenCount | None = None
 
 
 class Pool(Protocol[JobT, OutT]):
@@ -107,6 +112,7 @@ class Batch(Generic[JobT, OutT]):
         self._log_lines: list[LogLine] = []
         self._busy_s = 0.0
         self._worker = ""
+        self._tokens: TokenCount | None = None
 
     @property
     def all_positions(self) -> tuple[int, ...]:
@@ -125,6 +131,7 @@ class Batch(Generic[JobT, OutT]):
     def settle(self, positions: Sequence[int], work: WorkResult[OutT], worker: str) -> list[tuple[int, ...]]:
         """Take in a call's result; returns what must be tried again, each alone."""
         self.take_in(work.log_lines, work.busy_s, worker)
+        self.spend(work.tokens)
         if work.outputs is None:
             return self.fail(positions, "agent_error", work.error)
         self._results.update(zip(positions, work.outputs, strict=True))
@@ -135,6 +142,10 @@ class Batch(Generic[JobT, OutT]):
         self._log_lines.extend(log_lines)
         self._busy_s += busy_s
         self._worker = worker
+
+    def spend(self, tokens: TokenCount | None) -> None:
+        """Note what a call spent at chat servers, whatever came of it."""
+        self._tokens = added(self._tokens, tokens)
 
     def fail(self, positions: Sequence[int], reason: FailureReason, evidence: str) -> list[tuple[int, ...]]:
         """Count an attempt that gave nothing; returns what must be tried again, each alone."""
@@ -166,7 +177,7 @@ class Batch(Generic[JobT, OutT]):
     def done(self) -> BatchDone[JobT, OutT]:
         """The settled batch."""
         outcomes = tuple(Outcome(job, self._results[position]) for position, job in enumerate(self.jobs))
-        return BatchDone(outcomes, tuple(self._log_lines), self._busy_s, self._worker)
+        return BatchDone(outcomes, tuple(self._log_lines), self._busy_s, self._worker, self._tokens)
 
 
 class LocalPool(Generic[JobT, OutT]):

@@ -74,7 +74,8 @@ class RayPool(Generic[JobT, OutT]):
     `factory` must be picklable, `functools.partial` of a module-level function say. A call may take `timeout_s`
     (a batch, or one job tried again); then the agent's process is killed. `window` calls are in flight per worker, one
     at work and the rest behind it. `num_cpus` and `num_gpus` are what Ray sets aside for each worker; Ray sets
-    OMP_NUM_THREADS to the whole CPUs among them, at least 1. Workers start when there is work.
+    OMP_NUM_THREADS to the whole CPUs among them, at least 1. Workers start when there is work, those with GPUs spread
+    over the nodes of a cluster.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class RayPool(Generic[JobT, OutT]):
         self._window = window
         self._start_timeout_s = start_timeout_s
         self._needs = f"{num_cpus:g} CPUs and {num_gpus:g} GPUs"
+        # left to itself, Ray fills a node half before it takes the next, but keeps actors without GPUs off GPU nodes
+        strategy = "SPREAD" if num_gpus else "DEFAULT"
         self._actor_class = ray.remote(RayWorker).options(
-            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0, scheduling_strategy=strategy
         )
         self._numbers = itertools.count()
         self._slots: list[_Slot[JobT, OutT]] = []

@@ -11,8 +11,9 @@ class Settings(BaseSettings):
     """What a machine decides, as against a profile, which decides what a build computes.
 
     `cache_dir` (VIDEOREFER_CACHE) holds fetched weights and sample clips; without it, the user's cache folder.
-    `offline` (VIDEOREFER_OFFLINE) forbids every fetch. Set but empty variables count as unset. Raises pydantic's
-    ValidationError, a ValueError, for a value of the wrong kind.
+    `offline` (VIDEOREFER_OFFLINE) forbids every fetch. `vllm_python` (VIDEOREFER_VLLM_PYTHON) is the interpreter of the
+    environment that vLLM is installed in; it counts from where the command is run. Set but empty variables count as
+    unset. Raises pydantic's ValidationError, a ValueError, for a value of the wrong kind.
     """
 
     model_config = SettingsConfigDict(env_prefix="VIDEOREFER_", env_ignore_empty=True, frozen=True)
@@ -21,6 +22,7 @@ class Settings(BaseSettings):
         default_factory=lambda: platformdirs.user_cache_path("videorefer"), validation_alias="VIDEOREFER_CACHE"
     )
     offline: bool = False
+    vllm_python: Path = Path(".venv-vllm/bin/python")
 
 
 def settings() -> Settings:

@@ -22,9 +22,12 @@ from pydantic import JsonValue, ValidationError
 from infra.answer_cache import AnswerCache
 from infra.chat import Chat, ChatSettings, ChatTooLongError, Completion, JsonObject, Message
 from infra.chat_client import ChatClient
+from infra.token_count import TokenCount, spend
 from schemas.record import Record
 
 ReplyT = TypeVar("ReplyT", bound=Record)
+Connect = Callable[[ChatSettings], AbstractAsyncContextManager[Chat]]
+"""Opens the client of the server that the settings name."""
 AskAgain = Callable[[str, str], Sequence[Message]]
 """From a reply and what is wrong with it to the turns that show both to the model."""
 
@@ -32,7 +35,7 @@ Fault = Literal["refused", "truncated", "not_json", "wrong_shape", "wrong_ids"]
 """Why a reply counts for nothing."""
 
 _LOG = logging.getLogger("chat")
-_SHOWN_CHARS = 4000
+_SHOWN_CHARS, _SHOWN_CUT_OFF_CHARS = 4000, 200
 _EVIDENCE_CHARS = 300
 _MAX_TOLD = 4
 _WORDS = frozenset({"title", "description"})
@@ -48,29 +51,6 @@ class BadReplyError(Exception):
         cut = said if len(said) <= _EVIDENCE_CHARS else f"{said[:_EVIDENCE_CHARS]}..."
         super().__init__(f"{reason} after {asks} asks: {detail}; the last reply: {cut or '(nothing)'}")
         self.reason = reason
-
-
-class TokenCount(Record):
-    """What an agent's questions cost; `requests` went to the server, `cached` did not, `reasks` are among both.
-
-    Tokens are those of `requests`, as far as the server tells.
-    """
-
-    requests: int = 0
-    cached: int = 0
-    reasks: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def __add__(self, other: "TokenCount") -> "TokenCount":
-        mine, theirs = self.model_dump(), other.model_dump()
-        return TokenCount(**{name: mine[name] + theirs[name] for name in mine})
-
-    def __str__(self) -> str:
-        return (
-            f"{self.requests} requests and {self.cached} cached answers, {self.reasks} of them re-asks, "
-            f"{self.prompt_tokens} prompt and {self.completion_tokens} completion tokens"
-        )
 
 
 def _none(_: object) -> Sequence[str]:
@@ -110,7 +90,7 @@ async def ask_until(
         fault = fault_of(completion)
         if not fault or asks > max_reasks:
             break
-        conversation = (*conversation, *again(_shown(completion.text or completion.refusal) or "(nothing)", fault))
+        conversation = (*conversation, *again(_shown(completion) or "(nothing)", fault))
     return asks
 
 
@@ -126,7 +106,7 @@ class StructuredChat:
         settings: ChatSettings,
         answers: Path | None,
         max_reasks: int,
-        connect: Callable[[ChatSettings], AbstractAsyncContextManager[Chat]] = ChatClient,
+        connect: Connect = ChatClient,
     ) -> None:
         self.settings = settings
         self._answers = answers
@@ -165,7 +145,7 @@ class StructuredChat:
                 lambda messages: self._answer(messages, question, asked),
                 question.messages,
                 conversation.take_in,
-                question.again,
+                conversation.again,
                 self.max_reasks,
             )
         except ChatTooLongError:
@@ -174,6 +154,7 @@ class StructuredChat:
                 raise  # else it is the re-ask that does not fit
         finally:
             self._count += asked.count
+            spend(asked.count)
             _LOG.debug("%s", asked.count)
         reply = conversation.result(asks)
         if self._cache:
@@ -249,6 +230,7 @@ class _Conversation(Generic[ReplyT]):
         self._question = question
         self._best: tuple[int, ReplyT] | None = None
         self._fault: tuple[_UnsoundError, str] | None = None
+        self._has_other_ids = False
 
     def take_in(self, completion: Completion) -> str:
         """What is wrong with a reply, empty where nothing is."""
@@ -256,11 +238,23 @@ class _Conversation(Generic[ReplyT]):
             reply = _read(completion, self._question)
         except _UnsoundError as fault:
             self._fault = (fault, completion.text or completion.refusal)
+            self._has_other_ids = fault.reason == "wrong_ids"
             return str(fault)
+        self._has_other_ids = False
         flaws = list(self._question.flaws_of(reply))
         if self._best is None or len(flaws) <= self._best[0]:
             self._best = (len(flaws), reply)
         return _listed(flaws)
+
+    def again(self, reply: str, told: str) -> Sequence[Message]:
+        """The turns of a re-ask. A reply with other ids is not shown, and the question put once more: small models copy
+        what they are shown, SmolLM2 its wrong ids each time, and mend nine in ten where they are shown none.
+        """
+        asked = self._question.messages[-1].content
+        if not self._has_other_ids or not isinstance(asked, str):
+            return self._question.again(reply, told)
+        *shown, last = self._question.again("...", told)
+        return *shown, last.model_copy(update={"content": f"{last.content}\n\n{asked}"})
 
     def result(self, asks: int) -> ReplyT:
         if self._best is not None:
@@ -307,12 +301,13 @@ def _listed(faults: Sequence[str]) -> str:
     return "; ".join([*faults[:_MAX_TOLD], *more])
 
 
-def _shown(reply: str) -> str:
-    """A reply as the model sees it again: without long blanks, which small models under a JSON schema run into.
+def _shown(completion: Completion) -> str:
+    """A reply as the model sees it again: without long blanks, and where it was cut off, its beginning alone.
 
-    Shown theirs, they go on with it.
+    Small models under a JSON schema run into blanks or in circles; shown theirs, they go on with it.
     """
-    return _BLANKS.sub(" ", reply)[:_SHOWN_CHARS]
+    text = _BLANKS.sub(" ", completion.text or completion.refusal)
+    return text[: _SHOWN_CUT_OFF_CHARS if completion.finish_reason == "length" else _SHOWN_CHARS]
 
 
 def _put_all(cache: AnswerCache, answers: Sequence[tuple[JsonObject, Completion]]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from infra.token_count import TokenCount, start_meter
 from schemas.record import Record
 
 JobT = TypeVar("JobT", bound=Record)
@@ -60,12 +61,16 @@ class LogLine(Record):
 
 @dataclass(frozen=True, slots=True)
 class WorkResult(Generic[OutT]):
-    """What one call of an agent gave: outputs in job order, or None and the exception's text."""
+    """What one call of an agent gave: outputs in job order, or None and the exception's text.
+
+    `tokens` is what it spent at chat servers, None where it asked none.
+    """
 
     outputs: list[OutT] | None
     error: str
     log_lines: tuple[LogLine, ...]
     busy_s: float
+    tokens: TokenCount | None = None
 
 
 class Workbench(Generic[JobT, OutT]):
@@ -88,6 +93,7 @@ class Workbench(Generic[JobT, OutT]):
         start = time.perf_counter()
         outputs: list[OutT] | None = None
         error = ""
+        meter = start_meter()
         with _captured_logs(self._own_thread_only) as lines:
             try:
                 outputs = list(self._agent.process(jobs))
@@ -96,7 +102,7 @@ class Workbench(Generic[JobT, OutT]):
             except Exception as raised:  # noqa: BLE001 - whatever an agent raises costs its jobs, not the build
                 outputs, error = None, error_text(raised)
         log_lines, self._setup_lines = (*self._setup_lines, *lines), []
-        return WorkResult(outputs, error, log_lines, time.perf_counter() - start)
+        return WorkResult(outputs, error, log_lines, time.perf_counter() - start, meter.count)
 
     def close(self) -> None:
         """Close the agent."""

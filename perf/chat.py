@@ -33,7 +33,8 @@ from infra.async_pool import AsyncPool
 from infra.chat import ChatSettings, Message
 from infra.chat_client import ChatClient
 from infra.pool import JobFailure
-from infra.structured_chat import Question, StructuredChat, TokenCount
+from infra.structured_chat import Question, StructuredChat
+from infra.token_count import TokenCount
 from schemas.clip import Clip
 from schemas.mention import MentionSet
 from schemas.quarantine import QuarantineEntry

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from clips import write_source
 from command import videorefer
-from judge_server import MODEL_NAME, Counts, ServerError, counts, vllm_server, write_checkpoint
+from judge_server import MODEL_NAME, Counts, counts, on_processors, write_checkpoint
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +34,7 @@ from flows.bench_record import JUDGE_FOLDER, REPLIES, REPORT_FILE, Judged, Repli
 from flows.bench_table import read_results
 from infra.answer_cache import AnswerCache
 from infra.chat_client import ChatClient
+from infra.vllm.process import VllmError, vllm_server
 
 NUM_CLIPS, NUM_ITEMS = 24, 40
 NEEDED: Replies = "scores"
@@ -42,7 +43,6 @@ MAX_TOKENS: dict[Replies, int] = {NEEDED: 128, "explained": 160, "text": 160}
 REPLY_S = 600
 """Before a reply counts as lost: the machine may have other work."""
 HERE = Path(__file__).parent
-PYTHON = Path(".venv-judge/bin/python")
 console = Console(width=160)
 
 
@@ -68,12 +68,12 @@ def main() -> int:
     try:
         items = _items(out)
         write_checkpoint(out / "checkpoint")
-        with vllm_server(PYTHON, out / "checkpoint", out / "server.log") as url:
+        with vllm_server(on_processors(out / "checkpoint"), (MODEL_NAME,), out / "server.log") as url:
             ready_s = time.monotonic()
             rows = [_judged(out, url, NEEDED), _judged(out, url, NEEDED, "the same again")]
             rows += [_judged(out, url, replies) for replies in MAX_TOKENS if replies != NEEDED]
             marks = _marks(out, url, items)
-    except (ServerError, subprocess.CalledProcessError) as error:
+    except (VllmError, subprocess.CalledProcessError) as error:
         console.print(f"NOT REACHED: {error}", style="red", soft_wrap=True)
         return 1
     _print(rows, marks)

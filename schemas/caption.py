@@ -1,4 +1,7 @@
-"""Object caption: what was measured of one track, as typed facts, and texts, motion and appearance apart."""
+"""Object caption: what was measured of one track, as typed facts, and texts, motion and appearance apart.
+
+An annotator that works beside the segmenter knows no tracks: it writes the texts alone, one pair for each mention.
+"""
 
 from pydantic import Field
 
@@ -90,4 +93,26 @@ class CaptionSet(Record):
 
     clip_id: str
     captions: tuple[ObjectCaption, ...]
+    rejected: tuple[QuarantineEntry, ...]
+
+
+class MentionText(Record):
+    """The annotator's two texts on one mention, written from the whole video and the noun alone.
+
+    A mention with a stated count ("two dogs") has one pair of texts, which holds of each of its objects. `moving` is
+    as in `ObjectCaption`.
+    """
+
+    mention_id: str
+    noun: str
+    appearance: str = Field(min_length=1)
+    motion: str = Field(min_length=1)
+    moving: bool
+
+
+class MentionTextSet(Record):
+    """The output for one clip of an annotator that needs no tracks; each mention has a text or one rejected entry."""
+
+    clip_id: str
+    texts: tuple[MentionText, ...]
     rejected: tuple[QuarantineEntry, ...]

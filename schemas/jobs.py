@@ -1,6 +1,6 @@
 """Jobs: what each agent is handed for one clip. The analyzer is handed the `Clip` itself."""
 
-from schemas.caption import CaptionSet
+from schemas.caption import CaptionSet, MentionTextSet
 from schemas.clip import Clip
 from schemas.given import GivenMasks
 from schemas.mention import MentionSet
@@ -29,12 +29,21 @@ class AnnotatorJob(Record):
 
 
 class ReviewerJob(Record):
-    """A clip, its tracks, and the texts to hold against them."""
+    """A clip, its tracks, and what an annotator that needs tracks says of them."""
 
     clip: Clip
     mentions: MentionSet
     tracks: TrackSet
     captions: CaptionSet
+
+
+class TextReviewerJob(Record):
+    """A clip, its tracks, and the texts on its mentions, by an annotator that knew no tracks."""
+
+    clip: Clip
+    mentions: MentionSet
+    tracks: TrackSet
+    texts: MentionTextSet
 
 
 class RefinerJob(Record):
@@ -44,4 +53,14 @@ class RefinerJob(Record):
     mentions: MentionSet
     tracks: TrackSet
     captions: CaptionSet
+    verdicts: VerdictSet
+
+
+class TextRefinerJob(Record):
+    """Everything known of a clip, with the verdicts, where the texts are on its mentions."""
+
+    clip: Clip
+    mentions: MentionSet
+    tracks: TrackSet
+    texts: MentionTextSet
     verdicts: VerdictSet

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pytest
 from pycocotools import mask as coco
 
-pytest_plugins = ("tests.tiny_checkpoints",)
+pytest_plugins = ("tests.stub_vllm", "tests.tiny_checkpoints")
 
 MakeVideo = Callable[..., Path]
 ReadNumber = Callable[[npt.NDArray[np.uint8]], int]
@@ -235,6 +235,7 @@ class ChatServer:
 
     def __init__(self, script: Callable[[dict[str, Any]], HttpReply]) -> None:
         self.script = script
+        self.is_well = True
         self.received: list[dict[str, Any]] = []
         self.answered: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
@@ -246,8 +247,10 @@ class ChatServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                told = self.path == "/version"
-                self.send(HttpReply(200 if told else 404, json.dumps({"version": outer.version}) if told else ""))
+                told = {"/version": json.dumps({"version": outer.version})}
+                if outer.is_well:
+                    told["/health"] = ""
+                self.send(HttpReply(200 if self.path in told else 404, told.get(self.path, "")))
 
             def do_POST(self) -> None:
                 payload = json.loads(self.rfile.read(int(self.headers["content-length"])))

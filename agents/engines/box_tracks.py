@@ -22,38 +22,41 @@ _NEAR_DIAGONALS = 0.75
 
 
 class BoxTrackConfig(Record):
-    """How detections become tracks.
-
-    `start_score`: a detection below it may keep a track alive but not begin one (as in ByteTrack, Zhang et al. 2022).
-    `min_iou`: least overlap of a predicted box with the detection that continues it.
-    `min_likeness`: least histogram intersection of a track found again, or of one carried on by flow alone.
-    `min_margin`: where two tracks could have taken each other's detections and the score would fall by less than this,
-    nothing tells who is who: both end there and the detections begin tracks of their own. So a track is only found
-    again where no other choice is this near.
-    `min_confidence`: a track without detections is lost where less than this share of its points flows there and back.
-    `max_missed`: detection frames in a row that a track may pass without support before it is lost.
-    `max_tail`: how many of them are kept before the first and after the last detection of a run, where nothing tells
-    whether the object is still there, unless flow is sure of every step: `sure_confidence` of its points in the image
-    lead there and back, and the picture has `sure_likeness` to the object.
-    `max_lost_s`: how long a lost track may wait to be found again.
-    `max_bridge_s`: where flow did not lead from one detection to the next, boxes in between are interpolated over at
-    most this long.
-    `occluded_iou`: an unsupported track whose box overlaps a supported one's more than this is taken to be behind it;
-    a detection there begins no track.
-    """
+    """How detections become tracks."""
 
     start_score: Share = 0.4
+    """A detection below it may keep a track alive but not begin one (as in ByteTrack, Zhang et al. 2022)."""
     min_iou: Share = 0.25
+    """Least overlap of a predicted box with the detection that continues it."""
     min_likeness: Share = 0.45
+    """Least histogram intersection of a track found again, or of one carried on by flow alone."""
     min_margin: Share = 0.2
+    """Where two tracks could have taken each other's detections and the score would fall by less than this, nothing
+    tells who is who: both end there and the detections begin tracks of their own. So a track is only found again where
+    no other choice is this near.
+    """
     min_confidence: Share = 0.5
+    """A track without detections is lost where less than this share of its points flows there and back."""
     sure_confidence: Share = 0.75
+    """Share of a track's points in the image that must lead there and back for flow to be sure of a step."""
     sure_likeness: Share = 0.6
+    """Likeness to the object that the picture must have for flow to be sure of a step."""
     max_missed: int = Field(default=3, ge=0)
+    """Detection frames in a row that a track may pass without support before it is lost."""
     max_tail: int = Field(default=1, ge=0)
+    """How many detection frames without support are kept before the first and after the last detection of a run, where
+    nothing tells whether the object is still there, unless flow is sure of every step (`sure_confidence`,
+    `sure_likeness`).
+    """
     max_lost_s: float = Field(default=2.0, ge=0)
+    """How long a lost track may wait to be found again."""
     max_bridge_s: float = Field(default=0.6, ge=0)
+    """Where flow did not lead from one detection to the next, boxes in between are interpolated over at most this long.
+    """
     occluded_iou: Share = 0.4
+    """An unsupported track whose box overlaps a supported one's more than this is taken to be behind it; a detection
+    there begins no track.
+    """
 
 
 @dataclass

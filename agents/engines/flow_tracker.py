@@ -38,43 +38,44 @@ class ConfiguredMaskModel(MaskModel, Configured, Protocol):
 
 
 class FlowTrackerConfig(Record):
-    """What the tracker looks at and what it spends.
-
-    `track_fps`, `min_frames`, `max_frames`: the clip is tracked on evenly spaced frames, `track_fps` a second but no
-    fewer than `min_frames` (where it has them; a detailed caption shows up to 32) and no more than `max_frames`.
-    `long_side_px`: size at which detector, flow and mask model see frames; masks are enlarged to the video's own.
-    `detect_every`: every n-th tracked frame goes through the detector.
-    `key_frame_every`: one frame in so many tracked ones is segmented at first, two at least.
-    `max_key_frames`: bound on frames segmented in one clip (each costs the mask model's image pass).
-    `max_doubt`: while a frame's masks are more doubtful, it is segmented too.
-    `min_mask_iou`, `min_mask_box_iou`: least own estimate of a mask's IoU, and least overlap of its box with the
-    prompt, for it to be used.
-    `min_support`: detections that a track needs (fewer where fewer frames went through the detector).
-    `min_support_share`: of the detector's frames in which a track is in sight, the share that must support it.
-    `min_score`: least mean score of a track's three best detections.
-    `merge_iou`: of two tracks whose masks overlap more, the better one stays.
-    `merge_inside`: so of two tracks of one class where more than this share of one's mask lies in the other's.
-    `flow_tolerance_px`: how far a flow vector and its way back may end from where they began.
-    `threads`: processor threads of OpenCV.
-    """
+    """What the tracker looks at and what it spends."""
 
     track_fps: float = Field(default=8.0, gt=0)
+    """Evenly spaced frames a second on which the clip is tracked."""
     min_frames: int = Field(default=32, ge=1)
+    """No fewer frames are tracked, where the clip has them; a detailed caption shows up to 32."""
     max_frames: int = Field(default=64, ge=1)
+    """No more frames are tracked, however long the clip; bounds its time and memory."""
     long_side_px: int = Field(default=480, ge=32)
+    """Size at which detector, flow and mask model see frames; masks are enlarged to the video's own."""
     detect_every: int = Field(default=3, ge=1)
+    """Every n-th tracked frame goes through the detector."""
     key_frame_every: int = Field(default=16, ge=1)
+    """One frame in so many tracked ones is segmented at first, two at least."""
     max_key_frames: int = Field(default=4, ge=1)
+    """Bound on frames segmented in one clip (each costs the mask model's image pass)."""
     max_doubt: Share = 0.3
+    """While a frame's masks are more doubtful, it is segmented too."""
     min_mask_iou: Share = 0.5
+    """Least own estimate of a mask's IoU for it to be used."""
     min_mask_box_iou: Share = 0.4
+    """Least overlap of a mask's box with the prompt for it to be used."""
     min_support: int = Field(default=2, ge=1)
+    """Detections that a track needs (fewer where fewer frames went through the detector)."""
     min_support_share: Share = 0.25
+    """Of the detector's frames in which a track is in sight, the share that must support it."""
     min_score: Share = 0.4
+    """Least mean score of a track's three best detections."""
     merge_iou: Share = 0.7
+    """Of two tracks whose masks overlap more, the better one stays."""
     merge_inside: Share = 0.8
+    """Of two tracks of one class, the better one stays also where more than this share of one's mask lies in the
+    other's.
+    """
     flow_tolerance_px: float = Field(default=1.5, gt=0)
+    """How far a flow vector and its way back may end from where they began."""
     threads: int = Field(default=1, ge=1)
+    """Processor threads of OpenCV."""
     boxes: BoxTrackConfig = BoxTrackConfig()
 
 
@@ -114,11 +115,15 @@ class FlowTracker:
         self._detector.setup()
         self._mask_model.setup()
 
-    def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
-        """One `ObjectMasks` per object of the wanted classes, best score first, at the clip's own size.
+    def track_many(self, asked: Sequence[tuple[Clip, Sequence[str]]]) -> list[list[ObjectMasks]]:
+        """For each clip one `ObjectMasks` per object of the wanted classes, best score first, at the clip's own size.
 
-        Raises ValueError for a class that the detector does not know, and what the frame source raises.
+        Clip by clip, as both models take one image at a time. Raises ValueError for a class that the detector does not
+        know, and what the frame source raises.
         """
+        return [self._track(clip, classes) for clip, classes in asked]
+
+    def _track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
         if unknown := sorted(set(classes) - set(self._detector.classes)):
             raise ValueError(f"the detector knows no class {unknown}; it knows {sorted(self._detector.classes)}")
         if not classes:

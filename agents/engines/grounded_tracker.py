@@ -1,6 +1,8 @@
 """The paper's segmenter: nouns to boxes on one frame, boxes to masks, masks through the clip both ways."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -8,13 +10,14 @@ import numpy.typing as npt
 from pycocotools import mask as coco
 from pydantic import Field
 
-from agents.base import Detection, Engine, FrameSource, MaskModel
+from agents.base import Detection, Engine, FrameSource
 from agents.engines.frame_windows import ReadFrames, even_frames
+from agents.engines.hq_sam import Boxed, Masks
 from agents.engines.mask_tracks import mask_iou
-from agents.engines.prompt_frames import FoundOn, PromptFramesConfig, find_nouns
+from agents.engines.prompt_frames import FoundOn, PromptFramesConfig, Question, find_nouns
 from agents.engines.sam2_video import FramePrompt, Masklet
 from agents.engines.torch_run import CheckpointConfig
-from infra.video import Frames
+from infra.video import Frames, Image
 from schemas.clip import Clip
 from schemas.record import Record, Share
 from schemas.track import ObjectMasks
@@ -31,12 +34,15 @@ class Configured(Protocol):
 class NounDetector(Engine, Configured, Protocol):
     """Boxes of any nouns, told in words."""
 
-    def detect_nouns(self, images: Frames, nouns: Sequence[str]) -> list[list[Detection]]:
-        """For each of (N, height, width, 3) images its boxes, best first; `detector_class` is the noun as given."""
+    def detect_nouns(self, asked: Sequence[tuple[Image, Sequence[str]]]) -> list[list[Detection]]:
+        """For each image the boxes of its nouns, best first; `detector_class` is the noun as given."""
 
 
-class ConfiguredMaskModel(MaskModel, Configured, Protocol):
-    """A mask model with its settings."""
+class BoxMasker(Engine, Configured, Protocol):
+    """Boxes on many images to masks."""
+
+    def masks_many(self, asked: Sequence[Boxed]) -> Iterator[Masks]:
+        """For each image, in order, its boxes' masks and the model's own estimate of each one's IoU."""
 
 
 class VideoModel(Engine, Configured, Protocol):
@@ -49,24 +55,31 @@ class VideoModel(Engine, Configured, Protocol):
 
 
 class GroundedTrackerConfig(Record):
-    """What the tracker looks at, and which objects it keeps.
-
-    `track_fps`, `min_frames`, `max_frames`: the clip is tracked on evenly spaced frames, `track_fps` a second but no
-    fewer than `min_frames` (where it has them; a detailed caption shows up to 32) and no more than `max_frames`.
-    `long_side_px`: size at which all three models get frames, which are decoded once at it.
-    `min_mask_iou`: least own estimate of a mask's IoU for it to be carried on.
-    `merge_iou`: of two objects whose masks overlap more, the surer one stays, whatever nouns they were found for.
-    `max_objects`: at most this many objects of a clip are carried on, the surest ones.
-    """
+    """What the tracker looks at, and which objects it keeps."""
 
     track_fps: float = Field(default=8.0, gt=0)
+    """Evenly spaced frames a second on which the clip is tracked."""
     min_frames: int = Field(default=32, ge=1)
+    """No fewer frames are tracked, where the clip has them; a detailed caption shows up to 32."""
     max_frames: int = Field(default=480, ge=1)
+    """No more frames are tracked, however long the clip; bounds its time."""
     long_side_px: int = Field(default=1024, ge=32)
+    """Size at which all three models get frames, which are decoded once at it."""
     prompt_frames: PromptFramesConfig = PromptFramesConfig()
     min_mask_iou: Share = 0.5
+    """Least own estimate of a mask's IoU for it to be carried on."""
     merge_iou: Share = 0.7
+    """Of two objects whose masks overlap more, the surer one stays, whatever nouns they were found for."""
     max_objects: int = Field(default=24, ge=1)
+    """At most this many objects of a clip are carried on, the surest ones."""
+
+
+class Reel(NamedTuple):
+    """A clip, the displayed-frame indices on which it is tracked, and what reads frames by their place in them."""
+
+    clip: Clip
+    frame_idx: tuple[int, ...]
+    read: ReadFrames
 
 
 class Seed(NamedTuple):
@@ -83,6 +96,10 @@ class GroundedTracker:
 
     It differs from the paper in that the prompt frame is not drawn (`PromptFramesConfig`), in that nouns which are not
     on it are looked for on others, and in that the same object found twice is carried once.
+
+    The detector and the mask model see the prompt frames of all clips asked about in common batches, and only those
+    frames are held. SAM 2 then takes clip by clip, all objects of a clip together: its cost is per frame and object,
+    each attending to a memory of its own clip, and its image encoder has batches of frames already.
     """
 
     name = "grounding-dino+hq-sam+sam2"
@@ -90,7 +107,7 @@ class GroundedTracker:
     def __init__(
         self,
         detector: NounDetector,
-        mask_model: ConfiguredMaskModel,
+        mask_model: BoxMasker,
         video_model: VideoModel,
         frames: FrameSource,
         config: GroundedTrackerConfig | None = None,
@@ -118,24 +135,47 @@ class GroundedTracker:
         self._mask_model.setup()
         self._video_model.setup()
 
-    def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
-        """One `ObjectMasks` per object of the wanted nouns, best score first, at the clip's own size.
+    def track_many(self, asked: Sequence[tuple[Clip, Sequence[str]]]) -> list[list[ObjectMasks]]:
+        """For each clip one `ObjectMasks` per object of the wanted nouns, best score first, at the clip's own size.
 
         The score is the geometric mean of the detection's, of the mask's estimated IoU, and of the masks' stability
-        through the clip. Raises what the frame source raises.
+        through the clip. Raises what the frame source raises, for all clips, and before any model runs where a clip's
+        first prompt frames cannot be read.
         """
+        reels = [self._reel(clip) for clip, _ in asked]
+        wanted = [(len(reel.frame_idx), sorted(set(nouns))) for reel, (_, nouns) in zip(reels, asked, strict=True)]
+        found = find_nouns(partial(self._look, reels), wanted, self.config.prompt_frames)
+        boxed = [
+            (reel.read([place])[0], [box.box_xyxy_px for box in detections])
+            for reel, own in zip(reels, found, strict=True)
+            for place, detections in own
+        ]
+        # each clip is carried as soon as its masks are there, before those of the clips behind it are made
+        masks = self._mask_model.masks_many(boxed)
+        return [self._carry(reel, self._seeds(own, masks)) for reel, own in zip(reels, found, strict=True)]
+
+    def _reel(self, clip: Clip) -> Reel:
         frame_idx = even_frames(clip, self.config.track_fps, self.config.min_frames, self.config.max_frames)
 
         def read(places: Sequence[int]) -> Frames:
             return self._frames.read(clip, [frame_idx[place] for place in places], self.config.long_side_px)
 
-        def look(places: Sequence[int], nouns: Sequence[str]) -> list[list[Detection]]:
-            return self._detector.detect_nouns(read(places), nouns)
+        return Reel(clip, tuple(frame_idx), read)
 
-        found = find_nouns(look, len(frame_idx), sorted(set(classes)), self.config.prompt_frames)
-        seeds = self._seeds(read, found)
+    def _look(self, reels: Sequence[Reel], questions: Sequence[Question]) -> list[list[list[Detection]]]:
+        shown = [
+            (image, question.nouns)
+            for question in questions
+            for image in reels[question.position].read(question.places)
+        ]
+        boxes = iter(self._detector.detect_nouns(shown))
+        return [list(islice(boxes, len(question.places))) for question in questions]
+
+    def _carry(self, reel: Reel, seeds: Sequence[Seed]) -> list[ObjectMasks]:
+        """The objects through their clip, best score first."""
         if not seeds:
             return []
+        clip, frame_idx, read = reel
         prompts = to_prompts(seeds)
         masklets = self._video_model.masklets(read, len(frame_idx), (clip.height_px, clip.width_px), prompts)
         by_prompt = [seed for prompt in prompts for seed in seeds if seed.place == prompt.place]
@@ -148,7 +188,7 @@ class GroundedTracker:
         return [
             ObjectMasks(
                 detector_class=seed.noun,
-                frame_idx=tuple(frame_idx),
+                frame_idx=frame_idx,
                 frame_time_s=tuple(times_s),
                 rle=masklet.rle,
                 height_px=clip.height_px,
@@ -158,15 +198,13 @@ class GroundedTracker:
             for score, seed, masklet in self._without_twins(carried, (clip.height_px, clip.width_px))
         ]
 
-    def _seeds(self, read: ReadFrames, found: Sequence[FoundOn]) -> list[Seed]:
-        """Objects of every prompt frame, surest first, each once."""
+    def _seeds(self, found: Sequence[FoundOn], masks: Iterator[Masks]) -> list[Seed]:
+        """Objects of every prompt frame of a clip, surest first, each once; takes as many of `masks` as it has."""
         seeds: list[Seed] = []
-        for place, detections in found:
-            (image,) = read([place])
-            masks, ious = self._mask_model.masks(image, [box.box_xyxy_px for box in detections])
+        for (place, detections), (solid, ious) in zip(found, islice(masks, len(found)), strict=True):
             own = [
                 Seed(place, box.detector_class, (box.score * iou) ** 0.5, mask)
-                for box, mask, iou in zip(detections, masks, ious, strict=True)
+                for box, mask, iou in zip(detections, solid, ious, strict=True)
                 if iou >= self.config.min_mask_iou and mask.any()
             ]
             seeds += merged(own, self.config.merge_iou)

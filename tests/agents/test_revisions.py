@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agents import analyzer, annotator, refiner, reviewer, segmenter
+from agents import analyzer, annotator, refiner, reviewer, segmenter, texts_on_tracks
 from agents.base import Detection
 from agents.engines.coco_classes import COCO_CLASSES
 from agents.engines.flow_tracker import FlowTracker
 from agents.engines.minilm import MiniLm
 from agents.engines.spacy_nouns import SpacyNouns
 from infra.video import Frames, Image
-from schemas.caption import CaptionSet, MotionFacts, ObjectCaption
+from schemas.caption import CaptionSet, MentionText, MentionTextSet, MotionFacts, ObjectCaption
 from schemas.clip import Clip
 from schemas.given import GivenMasks, GivenObject
-from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob
+from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob, TextRefinerJob
 from schemas.label import AgentLabel
 from schemas.mask import box_xyxy_px, decode, encode
 from schemas.mention import Mention, MentionSet
@@ -217,8 +217,8 @@ class ScriptedTracker(Part):
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
-        return [item for item in self._found if item.detector_class in classes]
+    def track_many(self, asked: Sequence[tuple[Clip, Sequence[str]]]) -> list[list[ObjectMasks]]:
+        return [[item for item in self._found if item.detector_class in classes] for _, classes in asked]
 
 
 class ScriptedDetector(Part):
@@ -367,7 +367,7 @@ def passed_on() -> TrackSet:
 def flow_tracked() -> dict[str, Any]:
     tracker = FlowTracker(ScriptedDetector(), ScriptedMasks(), SCENE)
     tracker.setup()
-    found = tracker.track(clip_of(), ["car", "person"])
+    (found,) = tracker.track_many([(clip_of(), ["car", "person"])])
     facts = []
     for item in found:
         means = [mean_iou(item, masks) for masks in SCENE.masks]
@@ -470,6 +470,30 @@ def refined() -> dict[str, Any]:
     }
 
 
+def with_texts() -> dict[str, Any]:
+    """Captions of measured facts and texts on mentions, and what is rejected; the samples are the refiner's matter."""
+    once = track_of(mention("a bird", "bird"), masks_of(RED_CAR, detector_class="bird", seen=range(5, 6)))
+    texts = tuple(
+        MentionText.model_validate(
+            {"mention_id": phrase, "noun": phrase.split()[-1], "moving": phrase != "a man"}
+            | {"appearance": f"It is {phrase}.", "motion": "It goes on."}
+        )
+        for phrase in ("a red car", "a man", "a bird")
+    )
+    left_out = {"subject_id": "a blue car", "source_id": "row", "clip_id": "clip", "noun": "car", "stage": "annotator"}
+    rejected = ({**left_out, "reason": "unusable_text", "evidence": "the text is empty"},)
+    job = TextRefinerJob.model_validate(
+        {"clip": clip_of(), "mentions": mention_set(*MENTIONS)}
+        | {"tracks": {"clip_id": "clip", "tracks": (*TRACKS, once), "rejected": ()}}
+        | {"verdicts": VerdictSet(clip_id="clip", verdicts=(), rejected=())}
+        | {"texts": MentionTextSet.model_validate({"clip_id": "clip", "texts": texts, "rejected": rejected})}
+    )
+    facts = annotator.Annotator(annotator.AnnotatorConfig(), SCENE)
+    agent = texts_on_tracks.RefinerOfTexts(refiner.Refiner(refiner.RefinerConfig(), None, ()), facts)
+    (output,) = agent.process([job])
+    return {"captions": texts_on_tracks.with_facts(job, facts).captions.captions, "rejected": output.rejected}
+
+
 def plain(value: Any) -> Any:
     """Outputs for a golden file that people read: lists of values and records of values on one line each."""
     if isinstance(value, Record):
@@ -530,6 +554,7 @@ CASES: dict[str, tuple[ModuleType, Callable[[], dict[str, Any]]]] = {
     "annotator": (annotator, annotated),
     "reviewer": (reviewer, reviewed),
     "refiner": (refiner, refined),
+    "texts_on_tracks": (texts_on_tracks, with_texts),
 }
 
 

@@ -37,7 +37,7 @@ class ScriptedTracker:
 
     def __init__(self, found: Sequence[ObjectMasks]) -> None:
         self.found = list(found)
-        self.asked: list[list[str]] = []
+        self.asked: list[list[tuple[str, list[str]]]] = []
 
     def weights(self) -> tuple[str, ...]:
         return ("scripted@0",)
@@ -48,9 +48,9 @@ class ScriptedTracker:
     def settings(self) -> dict[str, Any]:
         return {"speed": 3}
 
-    def track(self, clip: Clip, classes: Sequence[str]) -> list[ObjectMasks]:
-        self.asked.append(list(classes))
-        return [item for item in self.found if item.detector_class in classes]
+    def track_many(self, asked: Sequence[tuple[Clip, Sequence[str]]]) -> list[list[ObjectMasks]]:
+        self.asked.append([(clip.clip_id, list(classes)) for clip, classes in asked])
+        return [[item for item in self.found if item.detector_class in classes] for _, classes in asked]
 
 
 class PaintedFrames:
@@ -97,6 +97,12 @@ def mention(mention_id: str, phrase: str, *, name: str = "car", **said: Any) -> 
         class_similarity=1.0,
         said=SaidAttributes(**({"count": 1} | said)),
     )
+
+
+def job(clip_id: str, *mentions: Mention, given: GivenMasks | None = None) -> SegmenterJob:
+    clip = CLIP.model_copy(update={"clip_id": clip_id, "given_sha256": "a" * 64 if given else ""})
+    own = tuple(item.model_copy(update={"clip_id": clip_id}) for item in mentions)
+    return SegmenterJob(clip=clip, mentions=MentionSet(clip_id=clip_id, mentions=own, rejected=()), given=given)
 
 
 def run(found: Sequence[ObjectMasks], *mentions: Mention) -> TrackSet:
@@ -184,18 +190,50 @@ def test_a_gap_in_open_view_breaks_a_track_off_too() -> None:
     assert result.rejected[0].reason == "ambiguous"
 
 
-def test_the_tracker_is_asked_once_for_all_classes_and_not_without_any() -> None:
+def test_the_tracker_is_asked_once_for_all_clips_and_classes_and_not_without_any() -> None:
     tracker = ScriptedTracker([])
     segmenter = Segmenter(SegmenterConfig(), tracker, PaintedFrames())
     said = (mention("a", "a car"), mention("b", "a dog", name="dog"), mention("c", "another car"))
-    jobs = [
-        SegmenterJob(clip=CLIP, mentions=MentionSet(clip_id="c", mentions=mentions, rejected=()))
-        for mentions in (said, ())
+    full, empty, other = segmenter.process([job("1", *said), job("2"), job("3", *said[1:2])])
+    assert tracker.asked == [[("1", ["car", "dog"]), ("3", ["dog"])]]
+    assert [len(item.rejected) for item in (full, empty, other)] == [3, 0, 1]
+    assert empty == TrackSet(clip_id="2", tracks=(), rejected=())
+    assert segmenter.process([job("2")]) == [empty]
+    assert len(tracker.asked) == 1
+
+
+def test_in_a_batch_each_clip_gets_its_own_tracks() -> None:
+    """Clips with tracks, without mentions and with masks of their own in between: an answer one place off is seen."""
+    car, dog = mention("a", "a car"), mention("b", "a dog", name="dog")
+    seen = masks_at(50).rle[0]
+    given = GivenMasks(objects=(GivenObject(object_id="7", frame_idx=(2,), rle=(seen,)),))
+    jobs = [job("1", car), job("2"), job("3", dog, given=given), job("4", dog), job("5", car, dog), job("6", car)]
+    found = [masks_at(10), masks_at(70, name="dog")]
+    results = Segmenter(SegmenterConfig(), ScriptedTracker(found), PaintedFrames()).process(jobs)
+    assert [item.clip_id for item in results] == list("123456")
+    assert [[(track.clip_id, track.mention_id) for track in item.tracks] for item in results] == [
+        [("1", "a")],
+        [],
+        [("3", "b")],
+        [("4", "b")],
+        [("5", "a"), ("5", "b")],
+        [("6", "a")],
     ]
-    full, empty = segmenter.process(jobs)
-    assert tracker.asked == [["car", "dog"]]
-    assert len(full.rejected) == 3
-    assert empty == TrackSet(clip_id="c", tracks=(), rejected=())
+    masks = [[track.masks for track in item.tracks] for item in results]
+    assert masks[0] == masks[5] == found[:1]
+    assert masks[3] == found[1:]
+    assert masks[4] == found
+    assert masks[2][0].rle == (seen,)
+
+
+def test_a_tracker_that_answers_for_fewer_clips_is_an_error() -> None:
+    class Forgetful(ScriptedTracker):
+        def track_many(self, asked: Sequence[tuple[Clip, Sequence[str]]]) -> list[list[ObjectMasks]]:
+            return super().track_many(asked)[1:]
+
+    segmenter = Segmenter(SegmenterConfig(), Forgetful([masks_at(10)]), PaintedFrames())
+    with pytest.raises(ValueError, match="scripted gave 1 answers for 2 clips"):
+        segmenter.process([job("1", mention("a", "a car")), job("2", mention("a", "a car"))])
 
 
 @pytest.mark.parametrize("config", [SegmenterConfig(), SegmenterConfig(min_visible_frames=9)])

@@ -20,12 +20,13 @@ from flows.progress import BuildProgress
 from flows.publish import publish_build
 from flows.result import BuildResult
 from flows.step import BuildRun, run_step
-from flows.wiring import Site, agent_labels, annotator_needs, make_agent
-from infra.builds import AgentWork, BuildCommand
+from flows.wiring import UNKNOWN, Site, agent_labels, annotator_needs, identify, make_agent
+from infra.builds import BuildCommand
 from infra.lake import Lake
 from infra.pool import LocalPool
 from infra.settings import settings
 from infra.synthetic import write_clips
+from infra.work import AgentWork
 from infra.workbench import clip_id_of
 from schemas.caption import AppearanceFacts, CaptionSet, ColourShare, MotionFacts, ObjectCaption
 from schemas.clip import Clip
@@ -179,7 +180,9 @@ class HandMadeLake:
         self.profile: Profile = load_profile("embedded")
         self.plan: Plan = plan_build(source, None, self.lake, self.profile, None, lambda line: None)
         self.chain = Chain(self.lake, by_hand.labels(), annotator_needs(self.profile))
-        self.site = Site(videos_root=str(self.plan.videos_root), frames_dir=str(folder.parent / "frames"))
+        self.site = Site(
+            videos_root=str(self.plan.videos_root), frames_dir=str(folder.parent / "frames"), identity=UNKNOWN
+        )
 
     def publish(self, failed: Sequence[QuarantineEntry] = (), work: Sequence[AgentWork] = ()) -> BuildResult:
         """Commit what the lake holds."""
@@ -211,8 +214,10 @@ class SmallBuilds:
         """Build what the source now holds; `fails` are clip ids, by agent, that end in an exception there."""
         profile = profile or self.profile()
         plan = plan_build(self.source, None, self.lake, profile, None, lambda line: None)
-        site = Site(videos_root=str(plan.videos_root), frames_dir=str(self.source.parent / "frames"))
-        chain = Chain(self.lake, agent_labels(profile), annotator_needs(profile))
+        labels = agent_labels(profile)
+        frames, who = self.source.parent / "frames", identify(profile, labels)
+        site = Site(videos_root=str(plan.videos_root), frames_dir=str(frames), identity=who)
+        chain = Chain(self.lake, labels, annotator_needs(profile))
         self.seen = {}
         pools = cast("Pools", _PoolsHere(profile, site, fails or {}, self.seen))
         run = BuildRun(chain=chain, pools=pools, progress=BuildProgress(len(plan.clips), dict.fromkeys(ROLES, 1), ()))

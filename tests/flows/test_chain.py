@@ -9,12 +9,14 @@ from typing import Any
 from flows.chain import Chain
 from flows.profile_config import ROLES
 from infra.lake import Lake
-from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob
+from schemas.caption import MentionText, MentionTextSet
+from schemas.jobs import AnnotatorJob, RefinerJob, ReviewerJob, SegmenterJob, TextRefinerJob, TextReviewerJob
 
 KEYS_IN_ANOTHER_PROCESS = """
 import json, sys
 from flows.chain import Chain
 from infra.lake import Lake
+from schemas.caption import MentionText, MentionTextSet
 from schemas.clip import Clip
 from schemas.label import AgentLabel
 clip, labels = json.load(sys.stdin)
@@ -124,3 +126,18 @@ def test_its_key_and_its_job_know_nothing_of_tracks(tmp_path: Path, by_hand: Any
     by_hand.fill(chain, clip, {"analyzer": by_hand.mentions(clip)})
     assert chain.jobs("annotator", [clip]) == [SegmenterJob(clip=clip, mentions=by_hand.mentions(clip))]
     assert chain.jobs("reviewer", [clip]) == []
+
+
+def test_its_texts_reach_the_agents_after_it_as_texts_on_mentions(tmp_path: Path, by_hand: Any) -> None:
+    clip = by_hand.clip()
+    chain = Chain(Lake(tmp_path), by_hand.labels(), "mentions")
+    cat = MentionText(mention_id="c1-cat", noun="cat", appearance="It is red.", motion="It runs.", moving=True)
+    dog = by_hand.drop(clip, "c1-dog", "annotator", "static_subject", "dog")
+    texts = MentionTextSet(clip_id=clip.clip_id, texts=(cat,), rejected=(dog,))
+    by_hand.fill(chain, clip, by_hand.outputs(clip) | {"annotator": texts})
+    said, seen, judged = by_hand.mentions(clip), by_hand.tracks(clip), by_hand.verdicts(clip)
+    again = Chain(Lake(tmp_path), by_hand.labels(), "mentions")
+    assert again.jobs("reviewer", [clip]) == [TextReviewerJob(clip=clip, mentions=said, tracks=seen, texts=texts)]
+    assert again.jobs("refiner", [clip]) == [
+        TextRefinerJob(clip=clip, mentions=said, tracks=seen, texts=texts, verdicts=judged)
+    ]

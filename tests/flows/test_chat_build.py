@@ -62,13 +62,13 @@ class Model:
 
     def __call__(self, payload: Mapping[str, Any]) -> Any:
         asked = json.loads(payload["messages"][1]["content"])
-        self.asked.append(asked["id"])
-        reply = self.nouns(asked["caption"]) if "caption" in asked else self.texts(asked["objects"])
+        tag = asked["id"] if "id" in asked else asked["objects"][0]["id"]
+        self.asked.append(tag)
+        reply = {"id": tag} | self.nouns(asked["caption"]) if "caption" in asked else self.texts(asked["objects"])
         if len(payload["messages"]) == 2:
-            slips = [{"id": "0" * 8}, {"id": asked["id"], "more": 1}, {"id": asked["id"][::-1]}]
-            return self.server.said(json.dumps({"id": asked["id"]} | reply | slips[len(self.asked) % 3]))
-        cut = asked["id"] == self.doomed
-        return self.server.said(json.dumps({"id": asked["id"]} | reply), "length" if cut else "stop")
+            slips = [{"id": "0" * 8}, {"more": 1}, {"id": tag[::-1]}]
+            return self.server.said(json.dumps(reply | slips[len(self.asked) % 3]))
+        return self.server.said(json.dumps(reply), "length" if tag == self.doomed else "stop")
 
     def nouns(self, caption: str) -> dict[str, Any]:
         things = [
@@ -168,6 +168,21 @@ def test_the_clip_that_the_model_fails_is_in_quarantine_with_the_reason_and_cost
     assert [(entry.clip_id, entry.stage, entry.retryable) for entry in failed] == [(story.doomed, "analyzer", True)]
     assert "truncated after 3 asks: the reply was cut off" in failed[0].evidence
     assert story.doomed not in {sample.clip_id for sample in story.samples}
+
+
+def test_what_the_agents_spent_is_told_of_each_and_is_what_the_server_was_asked(story: Story) -> None:
+    manifest = read_manifest(story.lake, story.result.build_id)
+    counts = {entry.agent: entry.cost.tokens for entry in manifest.work if entry.cost}
+    asked = {role: count for role, count in counts.items() if count}
+    assert asked.keys() == {"analyzer", "refiner"}
+    assert sum(count.requests for count in asked.values()) == len(story.model.asked)
+    for count in asked.values():  # every first reply has a slip
+        assert (count.prompt_tokens, count.completion_tokens) == (11 * count.requests, 7 * count.requests)
+        assert 0 < count.reasks < count.requests
+        assert count.cached == 0
+    page = (Path(story.result.folder) / "report.html").read_text()
+    assert f">{asked['refiner'].prompt_tokens}<" in page
+    assert "completion tokens" in story.result.markdown()
 
 
 def test_the_same_command_again_asks_nothing(story: Story) -> None:

@@ -72,7 +72,7 @@ class Model:
             self.shown.append((payload["model"], len(user) - 1, rings))
         reply = self.reply(wants, asked)
         slip = {"id": asked["id"][::-1]} if is_first and "acts" in wants else {}
-        return self.server.said(json.dumps({"id": asked["id"]} | reply | slip))
+        return self.server.said(json.dumps({key: asked[key] for key in ("id",) if key in asked} | reply | slip))
 
     def reply(self, wants: set[str], asked: dict[str, Any]) -> dict[str, Any]:
         if "subjects" in wants:

@@ -5,14 +5,24 @@ from typing import Any
 
 import pytest
 
+from agents.texts_on_tracks import ChatRefinerOfTexts, RefinerOfTexts
 from flows.pools import Pools
 from flows.profile_config import ROLES, Batching, Profile, Resources, load_profile
 from flows.profile_files import ProfileError
-from flows.wiring import Site, agent_labels, annotator_needs, make_chat_agent, required_weights
+from flows.wiring import (
+    UNKNOWN,
+    Site,
+    agent_labels,
+    annotator_needs,
+    identify,
+    make_agent,
+    make_chat_agent,
+    required_weights,
+)
 from infra.async_pool import AsyncPool
 from infra.pool import PoolError
 
-SITE = Site(videos_root="", frames_dir="")
+SITE = Site(videos_root="", frames_dir="", identity=UNKNOWN)
 CHAT = 'chat = { base_url = "http://127.0.0.1:8000/v1", model = "small" }'
 WHOLE = f"""
 name = "mine"
@@ -36,6 +46,9 @@ SEEING = WHOLE.replace('engine = "measured-facts"', f'engine = "chat"\n{CHAT}').
     f'engine = "chat"\n{CHAT.replace("chat =", "captioner =").replace("small", "seer")}\n{CHAT}',
 )
 """Everything but the segmenter is behind a server."""
+
+BY_NOUN = SEEING.replace('[annotator]\nengine = "chat"', '[annotator]\nengine = "chat-by-noun"')
+"""The annotator works beside the segmenter."""
 
 
 def profile_of(tmp_path: Path, text: str = WHOLE) -> Profile:
@@ -129,3 +142,43 @@ def test_chat_agents_start_no_ray_and_a_key_that_is_not_there_is_said_in_one_lin
 def test_an_agent_behind_no_server_has_no_chat(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the segmenter of profile 'mine' is behind no chat server"):
         make_chat_agent("segmenter", profile_of(tmp_path), SITE)
+
+
+def test_an_annotator_by_noun_knows_no_tracks_and_leaves_the_facts_to_the_refiner(tmp_path: Path) -> None:
+    profile = profile_of(tmp_path, BY_NOUN)
+    assert annotator_needs(profile) == "mentions"
+    assert {role: profile.chat(role) is None for role in ROLES} == {role: role == "segmenter" for role in ROLES}
+    labels, others = agent_labels(profile), agent_labels(profile_of(tmp_path, SEEING))
+    assert {role for role in ROLES if labels[role] != others[role]} == {"annotator", "refiner"}
+    assert (labels["annotator"].engine, labels["refiner"].engine) == ("chat:small", "chat:small")
+
+    def changed_by(config: str) -> set[str]:
+        text = BY_NOUN.replace('engine = "chat-by-noun"', f'engine = "chat-by-noun"\nconfig = {{ {config} }}')
+        other = agent_labels(profile_of(tmp_path, text))
+        return {role for role in ROLES if other[role] != labels[role]}
+
+    assert changed_by("num_pictures = 4") == {"annotator"}
+    assert changed_by("future_share = 0.5") == {"refiner"}
+
+
+@pytest.mark.parametrize("wording", ["template", "chat"])
+def test_its_refiner_takes_texts_on_mentions_and_names_who_measured(tmp_path: Path, wording: str) -> None:
+    text = BY_NOUN if wording == "chat" else BY_NOUN.split("[refiner]")[0] + '[refiner]\nengine = "template"\n'
+    profile = profile_of(tmp_path, text)
+    labels = agent_labels(profile)
+    site = SITE.model_copy(update={"identity": identify(profile, labels)})
+    make = make_chat_agent if wording == "chat" else make_agent
+    agent = make("refiner", profile, site)
+    assert isinstance(agent, ChatRefinerOfTexts if wording == "chat" else RefinerOfTexts)
+    assert agent.label() == labels["refiner"]
+
+
+def test_a_reviewer_of_measured_facts_cannot_follow_it(tmp_path: Path) -> None:
+    second_look = WHOLE.replace('engine = "measured-facts"', f'engine = "chat-by-noun"\n{CHAT}')
+    with pytest.raises(ProfileError) as caught:
+        profile_of(tmp_path, second_look)
+    said = str(caught.value)
+    assert "reviewer.engine: got 'second-look+efficientnet-lite3+minilm'" in said
+    assert "must be one of 'chat', 'videorefer+chat'" in said
+    assert "\n" not in said
+    assert len(said) < 400

@@ -13,7 +13,7 @@ from flows.chain import Chain
 from flows.plan import Plan, plan_build
 from flows.profile_config import ROLES, load_profile
 from flows.publish import publish_build
-from flows.wiring import Site, agent_labels, annotator_needs, make_agent
+from flows.wiring import Site, agent_labels, annotator_needs, identify, make_agent
 from infra import cutting as cutting_module
 from infra.builds import KINDS, BuildCommand, read_quarantine, read_samples
 from infra.given_store import given_store
@@ -126,8 +126,10 @@ def built(source: Path, folder: Path, truths: dict[str, ClipTruth]) -> Built:
     profile = embedded.model_copy(update={"refiner": embedded.refiner.model_copy(update={"engine": "template"})})
     lake = Lake(folder / "lake")
     plan = plan_build(source, None, lake, profile, None, lambda line: None)
-    chain = Chain(lake, agent_labels(profile), annotator_needs(profile))
-    site = Site(videos_root=str(plan.videos_root), frames_dir=str(folder / "frames"))
+    labels = agent_labels(profile)
+    chain = Chain(lake, labels, annotator_needs(profile))
+    who = identify(profile, labels)
+    site = Site(videos_root=str(plan.videos_root), frames_dir=str(folder / "frames"), identity=who)
     for role in ROLES:
         agent = make_agent(role, profile, site)
         agent.setup()

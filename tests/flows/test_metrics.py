@@ -20,6 +20,7 @@ from flows.metrics import COUNTERS, GAUGES, AgentMetrics
 from flows.profile_config import ROLES, Role
 from flows.progress import BuildProgress
 from infra.ray_cluster import start_ray
+from infra.token_count import TokenCount
 
 DASHBOARD = Path(__file__).parents[2] / "infra" / "grafana" / "videorefer-agents.json"
 WORKERS = dict.fromkeys(ROLES, 1) | {"segmenter": 2}
@@ -36,7 +37,7 @@ def scrape() -> Values:
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(url, timeout=5.0) as page:
         families = list(text_string_to_metric_families(page.read().decode()))
-    own = ("agent", "lake", "outcome", "profile", "state")
+    own = ("agent", "kind", "lake", "outcome", "profile", "state")
     return {
         (sample.name, tuple(sorted((k, v) for k, v in sample.labels.items() if k in own))): sample.value
         for family in families
@@ -84,7 +85,8 @@ def pages(hasty_ray: None) -> tuple[Values, Values]:
         counts.add("segmenter", done=1, skipped=1)
         counts.begin("segmenter")
         time.sleep(1.0)
-        counts.add("segmenter", done=4, failed=1, kept=6, dropped=2, busy_s=1.5)
+        asked = TokenCount(requests=2, prompt_tokens=70, completion_tokens=9)
+        counts.add("segmenter", done=4, failed=1, kept=6, dropped=2, busy_s=1.5, tokens=asked)
         kept = of("segmenter", "records_total", outcome="kept")
         first = scrape_until(lambda values: kept in values)
         counts.add("segmenter", done=1, kept=3, busy_s=0.5)
@@ -102,6 +104,9 @@ def test_every_clip_is_in_one_state_and_work_is_counted(pages: tuple[Values, Val
         assert values[of("segmenter", "busy_seconds_total")] == busy_s
         assert values[of("segmenter", "lost_workers_total")] == 1
         assert values[of("segmenter", "workers")] == 2
+        assert values[of("segmenter", "chat_tokens_total", kind="prompt")] == 70
+        assert values[of("segmenter", "chat_tokens_total", kind="completion")] == 9
+        assert of("analyzer", "chat_tokens_total", kind="prompt") not in values  # it asks no server
     assert [pages[1][of(role, "clips", state="waiting")] for role in ROLES if role != "segmenter"] == [10] * 4
     assert of("refiner", "remaining_seconds") not in pages[1]  # it has not begun
 

@@ -14,6 +14,7 @@ from flows import artifacts, progress
 from flows.artifacts import ArtifactProgress
 from flows.profile_config import ROLES, Role
 from flows.progress import AgentProgress, BuildProgress, TerminalProgress
+from infra.token_count import TokenCount
 
 WORKERS = dict.fromkeys(ROLES, 1)
 
@@ -89,6 +90,22 @@ def test_the_rate_leaves_out_what_was_cached_and_counts_from_the_first_clip_work
 def test_failures_are_said_and_what_is_done_has_no_time_left() -> None:
     agent = AgentProgress(total=2, workers=1, done=2, failed=1, elapsed_s=1.0)
     assert agent.describe() == "done 2 of 2 clips (cached 0), kept 0, dropped 0, failed 1, 2.00 clips/s, busy 0 %"
+
+
+def test_what_chat_servers_were_asked_is_said_of_agents_that_ask_them(clock: Clock) -> None:
+    text = io.StringIO()
+    with TerminalProgress(Console(file=text, width=200, force_terminal=True, color_system=None)) as terminal:
+        counts = BuildProgress(4, WORKERS, (terminal,))
+        counts.add("analyzer", done=2, busy_s=3.0, tokens=TokenCount(requests=2, cached=1, prompt_tokens=1200))
+        counts.add("analyzer", done=1, busy_s=1.0, tokens=TokenCount(requests=1, reasks=1, completion_tokens=45))
+        counts.add("segmenter", done=1, busy_s=1.0)
+    agents = counts.snapshot()
+    assert "busy 0 %, 3 requests (1 more cached, 1 re-asks), 1,200 + 45 tokens" in agents["analyzer"].describe()
+    assert "requests" not in agents["segmenter"].describe()
+    assert (agents["analyzer"].batches.num, agents["analyzer"].batches.clips) == (2, 3)
+    lines = [line.split() for line in text.getvalue().splitlines() if line.split()[:1] in (["analyzer"], ["segmenter"])]
+    assert "3 1,200 + 45" in " ".join(lines[-2])
+    assert "+" not in lines[-1]
 
 
 def test_clips_that_failed_before_count_as_done_but_not_as_work() -> None:

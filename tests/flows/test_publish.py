@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from flows.chain import Chain
 from flows.publish import ClipOutputs, LostError, check_nothing_lost
 from flows.result import BuildResult
 from infra.builds import KINDS, latest_build, read_manifest, read_quarantine, read_samples, verify_build
 from infra.lake import Lake
+from schemas.caption import MentionText, MentionTextSet
 from schemas.quarantine import QuarantineEntry
 from schemas.sample import SampleSet
 from schemas.track import TrackSet
@@ -44,6 +46,26 @@ def test_a_build_is_committed_sound_and_named_latest(lake_by_hand: Any) -> None:
     assert manifest.videos_root == str(lake_by_hand.source)
     for name in ("report.html", "README.md"):
         assert Path(result.folder, name).read_text()
+
+
+def test_texts_on_mentions_are_counted_against_mentions(lake_by_hand: Any, by_hand: Any) -> None:
+    lake_by_hand.chain = Chain(lake_by_hand.lake, by_hand.labels(), "mentions")
+    for clip in lake_by_hand.plan.clips:
+        cat = MentionText(
+            mention_id=f"{clip.clip_id}-cat", noun="cat", appearance="It is red.", motion="It runs.", moving=True
+        )
+        dog = by_hand.drop(clip, f"{clip.clip_id}-dog", "annotator", "static_subject", "dog")
+        texts = MentionTextSet(clip_id=clip.clip_id, texts=(cat,), rejected=(dog,))
+        by_hand.fill(lake_by_hand.chain, clip, by_hand.outputs(clip) | {"annotator": texts})
+    result = lake_by_hand.publish()
+    assert verify_build(lake_by_hand.lake, result.build_id) == []
+    num = len(lake_by_hand.plan.clips)
+    entries = list(read_quarantine(lake_by_hand.lake, result.build_id))
+    dogs = [entry.stage for entry in entries if entry.noun == "dog"]
+    assert sorted(dogs) == ["annotator"] * num + ["segmenter"] * num
+    page = Path(result.folder, "README.md").read_text()
+    assert f"| annotator | {2 * num} mentions | {num} captions | {num} | static_subject {num} |" in page
+    assert f"| reviewer | {num} tracks | {num} kept |" in page
 
 
 def test_everything_that_came_in_is_accounted_for(lake_by_hand: Any) -> None:

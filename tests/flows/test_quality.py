@@ -7,7 +7,7 @@ import pytest
 
 from benchmark.masks import track_score
 from flows.profile_config import load_profile
-from flows.wiring import Site, make_agent
+from flows.wiring import UNKNOWN, Site, make_agent
 from infra.sources import ClipConfig, SourceRow, clips_of
 from infra.synthetic import write_clips
 from infra.truth import read_truth
@@ -34,7 +34,7 @@ def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quality")
     rows = write_clips(folder / "clips", NUM_CLIPS, SEED)
     profile = load_profile("embedded")
-    site = Site(videos_root=str(folder), frames_dir=str(folder / "frames"))
+    site = Site(videos_root=str(folder), frames_dir=str(folder / "frames"), identity=UNKNOWN)
     agents = {role: make_agent(role, profile, site) for role in ("analyzer", "segmenter", "annotator", "reviewer")}
     for agent in agents.values():
         agent.setup()

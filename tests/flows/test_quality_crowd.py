@@ -11,7 +11,7 @@ import pytest
 
 from benchmark.masks import track_score
 from flows.profile_config import load_profile
-from flows.wiring import Site, make_agent
+from flows.wiring import UNKNOWN, Site, make_agent
 from infra.sources import ClipConfig, SourceRow, clips_of
 from infra.synthetic import write_clips
 from infra.truth import read_truth
@@ -30,7 +30,7 @@ def crowds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crowds")
     rows = write_clips(folder / "clips", NUM_CLIPS, SEED, "alike")
     profile = load_profile("embedded")
-    site = Site(videos_root=str(folder), frames_dir=str(folder / "frames"))
+    site = Site(videos_root=str(folder), frames_dir=str(folder / "frames"), identity=UNKNOWN)
     analyzer, segmenter = (make_agent(role, profile, site) for role in ("analyzer", "segmenter"))
     analyzer.setup()
     segmenter.setup()

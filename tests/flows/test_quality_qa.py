@@ -14,7 +14,7 @@ import pytest
 
 from benchmark.blind import blind_figures
 from flows.profile_config import load_profile
-from flows.wiring import Site, make_agent
+from flows.wiring import UNKNOWN, Site, make_agent
 from infra.sources import ClipConfig, SourceRow, clips_of
 from infra.synthetic import write_clips
 from infra.truth import read_truth
@@ -225,7 +225,7 @@ def outcomes(tmp_path_factory):
     """(samples, clip, truth by track id) of every clip: exact tracks, measured facts, templates, nothing dropped."""
     folder = tmp_path_factory.mktemp("qa")
     profile = load_profile("painted")
-    site = Site(videos_root=str(folder), frames_dir=str(folder / "frames"))
+    site = Site(videos_root=str(folder), frames_dir=str(folder / "frames"), identity=UNKNOWN)
     agents = {role: make_agent(role, profile, site) for role in ("analyzer", "segmenter", "annotator", "refiner")}
     for agent in agents.values():
         agent.setup()

@@ -18,7 +18,7 @@ from agents.engines.coco_classes import COCO_CLASSES
 from agents.measure import colour_names
 from benchmark.masks import track_score
 from flows.profile_config import load_profile
-from flows.wiring import Site, make_agent
+from flows.wiring import UNKNOWN, Site, make_agent
 from infra.sources import ClipConfig, SourceRow, clips_of
 from infra.synthetic import write_clips
 from infra.truth import ObjectTruth, read_truth
@@ -312,7 +312,7 @@ def reviewer_job(clip, mentions, tracks, agents) -> ReviewerJob:
 
 def agents_of(profile_name: str, folder) -> dict:
     profile = load_profile(profile_name)
-    site = Site(videos_root=str(folder), frames_dir=str(folder / "frames"))
+    site = Site(videos_root=str(folder), frames_dir=str(folder / "frames"), identity=UNKNOWN)
     agents = {role: make_agent(role, profile, site) for role in ("analyzer", "segmenter", "annotator", "reviewer")}
     for agent in agents.values():
         agent.setup()

@@ -1,6 +1,7 @@
 """Segmenters that load checkpoints, wired from a profile by the keys that real checkpoints would use."""
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from flows.preflight import preflight
 from flows.profile_config import Profile, load_profile
 from flows.profile_files import ProfileError
 from flows.wiring import (
+    UNKNOWN,
     Site,
     agent_factory,
     agent_labels,
     annotator_needs,
+    identify,
     make_agent,
     required_checkpoints,
     required_weights,
@@ -91,7 +94,7 @@ def write_profile(tmp_path: Path, tiny_checkpoints: Any) -> WriteProfile:
 
 
 def site_of(folder: Path) -> Site:
-    return Site(videos_root=str(folder), frames_dir=str(folder / "cache"))
+    return Site(videos_root=str(folder), frames_dir=str(folder / "cache"), identity=UNKNOWN)
 
 
 def job_of(video: Path, num_frames: int) -> SegmenterJob:
@@ -203,6 +206,39 @@ def test_a_missing_model_folder_stops_a_build_before_any_work(
         preflight(str(video.parent), None, str(tmp_path / "lake"), path)
     with pytest.raises(CheckpointError, match="nowhere-to-be-found"):
         make_agent("segmenter", load_profile(path), site_of(tmp_path)).setup()
+
+
+def copied(profile: Profile, folder: Path) -> tuple[Profile, Path]:
+    """The profile with a copy of its SAM 2, and where that lies."""
+    section = profile.segmenter
+    copy = shutil.copytree(section.video_model.model, folder / "tiny-sam2")
+    video_model = section.video_model.model_copy(update={"model": str(copy)})
+    return profile.model_copy(update={"segmenter": section.model_copy(update={"video_model": video_model})}), copy
+
+
+def test_a_refiners_maker_is_told_the_labels_and_needs_no_model_folder(
+    write_profile: WriteProfile, tmp_path: Path
+) -> None:
+    profile, folder = copied(load_profile(write_profile(GROUNDED)), tmp_path)
+    labels = agent_labels(profile)
+    site = site_of(tmp_path).model_copy(update={"identity": identify(profile, labels)})
+    shutil.rmtree(folder)
+    with pytest.raises(CheckpointError):
+        agent_labels(profile)
+    agent = pickle.loads(pickle.dumps(agent_factory("refiner", profile, site)))()
+    assert agent.label() == labels["refiner"]
+
+
+def test_a_worker_whose_folder_holds_another_model_does_not_start(write_profile: WriteProfile, tmp_path: Path) -> None:
+    profile, folder = copied(load_profile(write_profile(GROUNDED)), tmp_path)
+    site = site_of(tmp_path).model_copy(update={"identity": identify(profile, agent_labels(profile))})
+    make = pickle.loads(pickle.dumps(agent_factory("segmenter", profile, site)))
+    make()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\7")
+    with pytest.raises(CheckpointError, match=r"tiny-sam2 on .* is not the model that this run began with"):
+        make()
+    assert pickle.loads(pickle.dumps(agent_factory("annotator", profile, site)))().label().agent == "annotator"
 
 
 @pytest.mark.parametrize(

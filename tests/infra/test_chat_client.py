@@ -8,6 +8,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -21,7 +22,7 @@ from infra.chat import (
     Message,
     TextPart,
 )
-from infra.chat_client import ChatClient, _retry_after_s
+from infra.chat_client import ChatClient, _retry_after_s, backoff_s
 
 QUESTION = (Message(role="user", content="how are you? \N{DOG} {}"),)
 
@@ -73,6 +74,17 @@ def test_what_is_sent_is_the_payload_at_temperature_0_with_a_strict_schema(chat_
             "json_schema": {"name": "reply", "strict": True, "schema": schema},
         },
     }
+
+
+def test_a_penalty_is_sent_where_there_is_one_and_makes_another_question(chat_server: Any) -> None:
+    async def run(**changes: float) -> dict[str, Any]:
+        async with ChatClient(settings_for(chat_server, **changes)) as client:
+            await client.complete(QUESTION)
+            return client.payload(QUESTION)
+
+    payloads = [asyncio.run(run(**changes)) for changes in ({}, {"frequency_penalty": 0.3})]
+    assert chat_server.received == payloads
+    assert payloads[1] == payloads[0] | {"frequency_penalty": 0.3}
 
 
 def test_pictures_go_out_whole_and_in_place_and_identify_a_question_by_their_hash(chat_server: Any) -> None:
@@ -300,12 +312,12 @@ def test_a_reply_in_parts_a_refusal_and_a_cut_are_read(chat_server: Any) -> None
 
 
 def test_the_wait_grows_has_jitter_and_holds_to_what_the_server_asks(chat_server: Any) -> None:
-    client = ChatClient(settings_for(chat_server, first_wait_s=1.0, max_wait_s=10.0))
+    settings, random = settings_for(chat_server, first_wait_s=1.0, max_wait_s=10.0), np.random.default_rng()
     for attempt, most_s in [(1, 1.0), (2, 2.0), (4, 8.0), (9, 10.0), (5000, 10.0)]:
-        waits = [client._wait_s(attempt, 0.0) for _ in range(200)]
+        waits = [backoff_s(settings, random, attempt) for _ in range(200)]
         assert 0 <= min(waits) < 0.1 * most_s < 0.9 * most_s < max(waits) <= most_s
-    assert 3.0 <= client._wait_s(1, 3.0) <= 4.0
-    assert 10.0 <= client._wait_s(1, 3600.0) <= 11.0
+    assert 3.0 <= backoff_s(settings, random, 1, 3.0) <= 4.0
+    assert 10.0 <= backoff_s(settings, random, 1, 3600.0) <= 11.0
 
 
 @pytest.mark.parametrize(

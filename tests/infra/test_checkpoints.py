@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.checkpoints import CheckpointError, checkpoint_folder, checkpoint_label
+from infra.checkpoints import CheckpointError, check_mark, checkpoint_folder, checkpoint_label, checkpoint_mark
 from infra.weights import WeightError
 
 
@@ -93,3 +93,42 @@ def test_a_hub_name_stands_for_what_the_hubs_cache_holds(model: Path, tmp_path: 
     shutil.copytree(model, repository / "snapshots" / revision)
     assert checkpoint_folder("some-org/some-model") == repository / "snapshots" / revision
     assert checkpoint_label("some-org/some-model") == checkpoint_label(str(model))
+
+
+def test_a_mark_is_the_same_wherever_the_folder_lies_and_for_no_other_content(model: Path, tmp_path: Path) -> None:
+    mark = checkpoint_mark(str(model))
+    copy = shutil.copytree(model, tmp_path / "elsewhere" / "some-model")
+    (copy / "README.md").write_text("a card")
+    check_mark(str(copy), mark)
+    for name, content in (("model.safetensors", b"wEIGHTS"), ("config.json", b"{}"), ("merges.txt", b"")):
+        before = (copy / name).read_bytes() if (copy / name).exists() else None
+        (copy / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"elsewhere/some-model on .* is not the model") as raised:
+            check_mark(str(copy), mark)
+        assert "\n" not in str(raised.value)
+        (copy / name).unlink() if before is None else (copy / name).write_bytes(before)
+    check_mark(str(copy), mark)
+
+
+def test_a_mark_tells_large_files_apart_by_samples_of_both_ends_and_between(model: Path) -> None:
+    weights = model / "model.safetensors"
+    size = 40 * 2**20
+    with weights.open("wb") as file:
+        file.truncate(size)
+    mark = checkpoint_mark(str(model))
+    for place, is_seen in ((0, True), (size - 1, True), (size // 30, False)):
+        with weights.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+        assert (checkpoint_mark(str(model)) != mark) == is_seen
+        with weights.open("r+b") as file:
+            file.seek(place)
+            file.write(b"\0")
+    weights.write_bytes(bytes(range(1, 256)) * (size // 255) + bytes(size % 255))  # as if tuned: all of it is another
+    assert weights.stat().st_size == size
+    assert checkpoint_mark(str(model)) != mark
+
+
+def test_a_missing_model_has_no_mark(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no model folder"):
+        check_mark(str(tmp_path / "nowhere" / "at" / "all"), "")

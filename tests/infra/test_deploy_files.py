@@ -59,6 +59,7 @@ class Files:
     compose_env: set[str]
     secret_keys: set[str]
     dockerfile: str
+    vllm_dockerfile: str
     guide: str
     profiles: dict[str, Profile]
 
@@ -73,6 +74,7 @@ class Files:
             compose_env=env_keys((DEPLOY / "env.example").read_text()),
             secret_keys=env_keys((KUBERNETES / "secrets.env.example").read_text()),
             dockerfile=(DEPLOY / "engine.Dockerfile").read_text(),
+            vllm_dockerfile=(DEPLOY / "vllm.Dockerfile").read_text(),
             guide=GUIDE.read_text(),
             profiles={name: load_profile(str(path)) for name, path in PROFILES.items()},
         )
@@ -111,7 +113,8 @@ class Files:
     def variables(self) -> dict[str, set[str]]:
         """Every environment variable that is set, and the texts that it is set to."""
         found: dict[str, set[str]] = {}
-        for name, value in re.findall(r"^(?:ENV|   ) ([A-Z_]+)=(\S+)", self.dockerfile, re.MULTILINE):
+        dockerfiles = self.dockerfile + self.vllm_dockerfile
+        for name, value in re.findall(r"^(?:ENV|   ) ([A-Z_]+)=(\S+)", dockerfiles, re.MULTILINE):
             found.setdefault(name, set()).add(value)
         for service in self.services.values():
             for name, value in service.get("environment", {}).items():
@@ -163,14 +166,15 @@ def tool_lines(text: str) -> Iterator[list[str]]:
 def versions(files: Files) -> list[str]:
     images = [service["image"] for service in files.services.values()]
     images += [container["image"] for container in files.containers]
-    base = re.findall(r"^FROM (\S+)", files.dockerfile, re.MULTILINE)
+    base = re.findall(r"^FROM (\S+)", files.dockerfile + files.vllm_dockerfile, re.MULTILINE)
     faults = [f"{image}: no version" for image in images + base if not re.search(r":v?\d+\.\d+[^:]*$", image)]
-    ours = f"videorefer-engine:{PROJECT['version']}"
-    faults += [f"{image}: not {ours}" for image in images if image.startswith("videorefer") and image != ours]
-    if f"--tag {ours} " not in files.dockerfile or files.kustomization["images"][0]["newTag"] != PROJECT["version"]:
-        faults.append(f"the Dockerfile or kustomization does not say {ours}")
-    if len({image for image in images if image.startswith("vllm/")}) != 1:
-        faults.append("Compose and Kubernetes have different versions of vLLM")
+    ours = {f"videorefer-{name}:{PROJECT['version']}" for name in ("engine", "vllm")}
+    built = set(re.findall(r"^#.* docker build .*--tag (\S+) ", files.dockerfile + files.vllm_dockerfile, re.MULTILINE))
+    told = set(re.findall(r"^docker build .*--tag (\S+) ", files.guide, re.MULTILINE))
+    tagged = {f"{it['name']}:{it['newTag']}" for it in files.kustomization["images"]}
+    used = {image for image in images if not image.startswith("postgres:")}
+    for where, found in {"use": used, "Dockerfiles": built, "guide": told, "kustomization": tagged}.items():
+        faults += [f"{where}: {image}, not {ours}" for image in found ^ ours]
     python = re.match(r"python:([\d.]+)", base[0])
     if not python or python[1] not in SpecifierSet(PROJECT["requires-python"]):
         faults.append(f"{base[0]}: not Python {PROJECT['requires-python']}")
@@ -189,8 +193,9 @@ def known_variables(files: Files) -> list[str]:
     in_python = "".join(
         (ray_root / name).read_text() for name in ("_private/ray_constants.py", "_common/usage/usage_constants.py")
     )
-    # PostgreSQL's image, vLLM's, the hub's client and OpenMP, each looked up in its documentation
-    others = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "VLLM_API_KEY", "HF_HUB_OFFLINE", "OMP_WAIT_POLICY"}
+    # PostgreSQL's image, vLLM, the hub's client and OpenMP, each looked up in its documentation
+    others = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "HF_HUB_OFFLINE", "OMP_WAIT_POLICY"}
+    others |= {"VLLM_API_KEY", "VLLM_NO_USAGE_STATS"}
     of_ray = {name for name in files.variables if name.encode() in binary or f'"{name}"' in in_python}
     faults = [f"{name}: nobody reads it" for name in sorted(files.variables.keys() - ours - prefect - others - of_ray)]
     asked = set(re.findall(r"\$\{(\w+)", yaml.safe_dump([files.compose, files.gpu])))
@@ -407,12 +412,15 @@ VLLM, HEAD, WORKER = "Deployment/videorefer-vllm", "ray/head", 1
 Break = Callable[[Files], object]
 BREAKS: dict[Check, dict[str, Break]] = {
     versions: {
-        "latest": lambda it: container(it, VLLM).update(image="vllm/vllm-openai:latest"),
+        "latest": lambda it: edit(it, "vllm_dockerfile", "vllm-openai:v0.32.0", "vllm-openai:latest"),
+        "upstream's image": lambda it: container(it, VLLM).update(image="vllm/vllm-openai:v0.32.0"),
+        "an image that kustomize leaves as it is": lambda it: it.kustomization["images"].pop(),
         "another Ray": lambda it: it.cluster.update(rayVersion="2.59.0"),
         "another Python": lambda it: edit(it, "dockerfile", "python:3.11.14", "python:3.12.4"),
         "another release of ours": lambda it: engine(it).update(image="videorefer-engine:0.0.9"),
     },
     known_variables: {
+        "one of vLLM's": lambda it: edit(it, "vllm_dockerfile", "VLLM_NO_USAGE_STATS", "VLLM_NO_USAGE_STATISTICS"),
         "one of ours": lambda it: engine(it)["environment"].update(VIDEOREFER_CACHE_DIR="/cache"),
         "one of Prefect's": lambda it: engine(it)["environment"].update(PREFECT_API_URI="http://prefect:4200/api"),
         "one of Ray's": lambda it: engine(it)["environment"].update(RAY_AUTH_TOKEN_FILE="/run/secrets/ray-token"),

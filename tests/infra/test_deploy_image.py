@@ -1,30 +1,42 @@
-"""The engine's image: what goes into it is in the repository, what must not go into it does not."""
+"""The images: hadolint reads their files, pods run as their users, and what goes into the engine's is in the repository
+and what must not go into it does not."""
 
+import json
 import re
 import subprocess
+import sysconfig
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from infra.vllm.process import command, environment
+from infra.vllm.settings import VERSION, VllmSettings
+
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "infra" / "deploy"
-DOCKERFILE = (DEPLOY / "engine.Dockerfile").read_text()
-INSTRUCTIONS = {"FROM", "RUN", "COPY", "WORKDIR", "USER", "ENV", "CMD"}
-"""Those of Docker's that are used."""
+DOCKERFILES = {name: (DEPLOY / f"{name}.Dockerfile").read_text() for name in ("engine", "vllm")}
+HADOLINT = Path(sysconfig.get_path("scripts")) / "hadolint"
 
 
-def faults(dockerfile: str) -> list[str]:
-    text = re.sub(r"^\s*#.*\n", "", dockerfile.replace("\\\n", " "), flags=re.MULTILINE)
-    lines = [line.split() for line in text.splitlines() if line.strip()]
-    found = [f"{line[0]}: no such instruction" for line in lines if line[0] not in INSTRUCTIONS]
-    copied = {path for line in lines if line[0] == "COPY" for path in line[1:-1]}
-    found += [f"COPY {path}: is not there" for path in copied if not (ROOT / path).exists()]
-    found += [f"{path}: the image lacks it" for path in needed() - copied]
-    found += [f"{path}: let in by .dockerignore or copied, not both" for path in let_in() ^ copied]
-    users = [line[1].partition(":")[0] for line in lines if line[0] == "USER"]
-    return found + [f"runs as {users}, pods as {pod_users()}"] * ({*users[-1:]} != pod_users() or "0" in pod_users())
+def faults(name: str, dockerfile: str) -> list[str]:
+    found = read_by_hadolint(dockerfile)
+    if name == "engine":
+        copied = {path for paths in re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE) for path in paths.split()}
+        found += [f"COPY {path}: is not there" for path in copied if not (ROOT / path).exists()]
+        found += [f"{path}: the image lacks it" for path in needed() - copied]
+        found += [f"{path}: let in by .dockerignore or copied, not both" for path in let_in() ^ copied]
+    users, pods = re.findall(r"^USER (\S+)$", dockerfile, re.MULTILINE), pod_users(f"videorefer-{name}:")
+    return found + [f"runs as {users}, pods as {pods}"] * ({*users[-1:]} != pods or "0" in users[-1].split(":")[:1])
+
+
+def read_by_hadolint(dockerfile: str) -> list[str]:
+    """What it does not read, as Docker would not, and what it advises against."""
+    words = [str(HADOLINT), "--no-color", "--config", "/dev/null", "-"]
+    return subprocess.run(words, input=dockerfile, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def needed() -> set[str]:
@@ -40,30 +52,69 @@ def let_in() -> set[str]:
     return {line[1:] for line in lines if line.startswith("!")}
 
 
-def pod_users() -> set[str]:
-    """Whom pods run our image as."""
-    manifests = (DEPLOY / "kubernetes").glob("*.yaml")
-    return {user for path in manifests for user in re.findall(r"runAs(?:User|Group): (\d+)", path.read_text())}
+def pod_users(image: str) -> set[str]:
+    """Whom pods run an image as, user:group."""
+    documents = [it for path in (DEPLOY / "kubernetes").glob("*.yaml") for it in yaml.safe_load_all(path.read_text())]
+    ours = [pod for pod in pods(documents) for it in pod["containers"] if it["image"].startswith(image)]
+    return {"{runAsUser}:{runAsGroup}".format_map(pod["securityContext"]) for pod in ours}
 
 
-def test_the_image_is_without_fault() -> None:
-    assert faults(DOCKERFILE) == []
+def pods(found: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(found, dict) and "containers" in found:
+        yield found
+    elif isinstance(found, dict | list):
+        for item in found.values() if isinstance(found, dict) else found:
+            yield from pods(item)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_image_is_without_fault(name: str) -> None:
+    assert faults(name, DOCKERFILES[name]) == []
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("name", "old", "new"),
     [
-        ("COPY flows flows", "COPY flow flow"),
-        ("COPY flows flows", ""),
-        ("USER 1000:1000", "USER root"),
-        ("USER 1000:1000", ""),
-        ("CMD", "START"),
-        ("COPY README.md", "COPY .gitignore README.md"),
+        ("engine", "COPY flows flows", "COPY flow flow"),
+        ("engine", "COPY flows flows", ""),
+        ("engine", "USER 1000:1000", "USER root"),
+        ("engine", "USER 1000:1000", ""),
+        ("engine", "COPY README.md", "COPY .gitignore README.md"),
+        ("vllm", "USER 2000:0", "USER 1000:1000"),
     ],
 )
-def test_a_fault_is_found(old: str, new: str) -> None:
-    assert old in DOCKERFILE
-    assert faults(DOCKERFILE.replace(old, new))
+def test_a_fault_is_found(name: str, old: str, new: str) -> None:
+    assert old in DOCKERFILES[name]
+    assert faults(name, DOCKERFILES[name].replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("engine", "CMD", "START"),
+        ("engine", "COPY flows", "COPY --form=base flows"),
+        ("engine", "WORKDIR /lake", "WORKDIR lake"),
+        ("vllm", "FROM", "FORM"),
+        ("vllm", ":v0.32.0", ""),
+    ],
+    ids=["no instruction", "no flag", "no absolute folder", "no base", "no version"],
+)
+def test_hadolint_finds_a_fault(name: str, old: str, new: str) -> None:
+    assert old in DOCKERFILES[name]
+    assert read_by_hadolint(DOCKERFILES[name].replace(old, new))
+
+
+def test_vllm_is_told_what_a_run_tells_its_own(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()  # looked for, not into
+    dockerfile, chat = DOCKERFILES["vllm"], VllmSettings(name="chat", model=str(tmp_path))
+    *_, always = " ".join(command(chat, ["chat"], "0.0.0.0", 8000)).partition(" --tensor-parallel-size 1 ")
+    (entrypoint,) = re.findall(r"^ENTRYPOINT (.*)$", dockerfile, re.MULTILINE)
+    assert " ".join(json.loads(entrypoint)).replace("=", " ") == f"vllm serve {always}"
+    variables = dict(re.findall(r"^(?:ENV|   ) ([A-Z_]+)=(\S+)", dockerfile, re.MULTILINE))
+    assert variables
+    assert variables.items() <= environment(chat, "").items()
+    assert f"FROM vllm/vllm-openai:v{VERSION}\n" in dockerfile
 
 
 def test_secrets_stay_out_of_the_image() -> None:
@@ -81,8 +132,8 @@ def test_secrets_stay_out_of_the_image() -> None:
     ],
 )
 def test_secrets_stay_out_of_git(name: str, is_ignored: bool) -> None:
-    command = ["git", "check-ignore", "--no-index", "--quiet", f"infra/deploy/{name}"]
-    code = subprocess.run(command, cwd=ROOT, check=False, stderr=subprocess.DEVNULL).returncode
+    words = ["git", "check-ignore", "--no-index", "--quiet", f"infra/deploy/{name}"]
+    code = subprocess.run(words, cwd=ROOT, check=False, stderr=subprocess.DEVNULL).returncode
     if code == 128:
         pytest.skip("not a git checkout")
     assert (code == 0) == is_ignored
@@ -98,6 +149,12 @@ def test_examples_hold_no_secret() -> None:
 def test_the_files_that_compose_joins_are_there() -> None:
     said = re.findall(r"^COMPOSE_FILE=(.*)$", (DEPLOY / "env.example").read_text(), re.MULTILINE)
     assert [(DEPLOY / name).is_file() for name in said[0].split(":")] == [True, True]
-    build = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["engine"]["build"]
-    assert (DEPLOY / build["context"]).resolve() == ROOT
-    assert (ROOT / build["dockerfile"]).read_text() == DOCKERFILE
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "context"), [("engine", "compose.yaml", ROOT), ("vllm", "compose.gpu.yaml", DEPLOY)]
+)
+def test_compose_builds_the_image(name: str, file: str, context: Path) -> None:
+    build = yaml.safe_load((DEPLOY / file).read_text())["services"][name]["build"]
+    assert (DEPLOY / build["context"]).resolve() == context
+    assert (context / build["dockerfile"]).read_text() == DOCKERFILES[name]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from infra.chat import ChatLostError, ChatSettings, ChatTooLongError, ImagePart, Message, TextPart
-from infra.structured_chat import BadReplyError, Question, StructuredChat, TokenCount, wrong_ids
+from infra.structured_chat import BadReplyError, Question, StructuredChat, wrong_ids
+from infra.token_count import TokenCount
 from schemas.record import Record
 
 
@@ -127,9 +128,23 @@ def test_a_bad_reply_is_shown_to_the_model_with_what_is_wrong(chat_server: Any, 
     told = json.loads(make(chat_server).body)["choices"][0]["message"]
     shown = second[2]
     assert (shown["role"], second[3]["role"]) == ("assistant", "user")
-    assert shown["content"][:20].split() == ((told["content"] or told.get("refusal") or "(nothing)")[:20]).split()
+    if FAULTS[kind][1] == "wrong_ids":  # shown other ids, small models copy them
+        assert shown["content"] == "..."
+        assert second[3]["content"].endswith(f"\n\n{first[1]['content']}")
+    else:
+        assert shown["content"][:20].split() == ((told["content"] or told.get("refusal") or "(nothing)")[:20]).split()
     assert len(shown["content"]) <= 4000
     assert said in second[3]["content"]
+
+
+def test_of_a_reply_that_was_cut_off_the_beginning_alone_is_shown(chat_server: Any) -> None:
+    # what SmolLM2 wrote on vLLM; shown all of its circle, it went on in it
+    circle = '{"items": [' + '{"id": "a", "description": "A man moves down."}, ' * 50
+    says(chat_server, chat_server.said(circle, "length"), GOOD)
+    ask(chat_server)
+    shown = chat_server.received[1]["messages"][2]["content"]
+    assert circle.startswith(shown)
+    assert 0 < len(shown) <= 200
 
 
 @pytest.mark.parametrize("kind", FAULTS)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from schemas.arrow import arrow_schema, from_table, to_table
-from schemas.caption import CaptionSet
+from schemas.caption import CaptionSet, MentionTextSet
 from schemas.clip import Clip
 from schemas.given import GivenMasks, GivenObject
 from schemas.label import AgentLabel
@@ -30,6 +30,7 @@ EDGE_RECORDS = [
     MentionSet,
     TrackSet,
     CaptionSet,
+    MentionTextSet,
     VerdictSet,
     SampleSet,
     Sample,

@@ -1,32 +1,37 @@
 """Whole on tiny random checkpoints, whose masks mean nothing; what is found where and kept, on parts of a few lines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from agents.base import Detection
 from agents.engines.frame_windows import ReadFrames
 from agents.engines.grounded_tracker import GroundedTracker, GroundedTrackerConfig, rle_iou
 from agents.engines.grounding_dino import GroundingDino, GroundingDinoConfig
-from agents.engines.hq_sam import HqSam, HqSamConfig
+from agents.engines.hq_sam import Boxed, HqSam, HqSamConfig, Masks
 from agents.engines.sam2_video import FramePrompt, Masklet, Sam2Video, Sam2VideoConfig
 from agents.engines.torch_run import CheckpointConfig
-from infra.video import Frames, Image
+from agents.segmenter import Segmenter, SegmenterConfig
+from infra.pool import JobFailure, LocalPool
+from infra.video import Frames, Image, VideoError
 from schemas.clip import Clip
+from schemas.jobs import SegmenterJob
 from schemas.mask import box_xyxy_px, decode, encode
+from schemas.mention import Mention, MentionSet, SaidAttributes
 from schemas.record import BoxXyxyPx
-from schemas.track import ObjectMasks
+from schemas.track import ObjectMasks, TrackSet
 
 HEIGHT_PX, WIDTH_PX = 60, 100
 NOUNS = ("dog", "red car", "umbrellas")
 
 
-def clip_of(num_frames: int, start: int = 0) -> Clip:
+def clip_of(
+    num_frames: int, start: int = 0, size_px: tuple[int, int] = (HEIGHT_PX, WIDTH_PX), clip_id: str = "c"
+) -> Clip:
     return Clip(
-        clip_id="c",
+        clip_id=clip_id,
         source_id="s",
         video="v.mp4",
         video_sha256="0" * 64,
@@ -36,23 +41,24 @@ def clip_of(num_frames: int, start: int = 0) -> Clip:
         start_frame=start,
         end_frame=start + num_frames,
         fps=8,
-        height_px=HEIGHT_PX,
-        width_px=WIDTH_PX,
+        height_px=size_px[0],
+        width_px=size_px[1],
         caption="a dog",
     )
 
 
 class NoisyFrames:
-    """Each frame's pixels follow from its index, which stands in its first pixel too."""
+    """Each frame's pixels follow from its index, which stands in its first pixel too. A clip named bad has none."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
 
     def read(self, clip: Clip, frame_idx: Sequence[int], long_side_px: int) -> Frames:
+        if clip.clip_id == "bad":
+            raise VideoError("unreadable_video", "v.mp4: no frames")
         self.asked += frame_idx
-        frames = np.stack(
-            [np.random.default_rng(i).integers(0, 256, (HEIGHT_PX, WIDTH_PX, 3), dtype=np.uint8) for i in frame_idx]
-        )
+        size = (clip.height_px, clip.width_px, 3)
+        frames = np.stack([np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8) for i in frame_idx])
         frames[:, 0, 0, 0] = frame_idx
         return frames
 
@@ -74,9 +80,15 @@ def tracker(tiny_checkpoints: Any) -> GroundedTracker:
     return tracker
 
 
+def track(tracker: GroundedTracker, clip: Clip, nouns: Sequence[str]) -> list[ObjectMasks]:
+    """A clip alone."""
+    (found,) = tracker.track_many([(clip, nouns)])
+    return found
+
+
 def test_the_three_models_together_give_tracks_of_the_clips_size(tracker: GroundedTracker) -> None:
     clip = clip_of(40, start=100)
-    found = tracker.track(clip, NOUNS)
+    found = track(tracker, clip, NOUNS)
     assert 2 <= len(found) <= 5
     assert {item.detector_class for item in found} <= set(NOUNS)
     assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
@@ -88,11 +100,11 @@ def test_the_three_models_together_give_tracks_of_the_clips_size(tracker: Ground
 
 
 def test_the_order_of_nouns_changes_nothing_and_no_noun_means_no_work(tracker: GroundedTracker) -> None:
-    assert tracker.track(clip_of(12), NOUNS) == tracker.track(clip_of(12), (*NOUNS[::-1], "dog"))
+    assert track(tracker, clip_of(12), NOUNS) == track(tracker, clip_of(12), (*NOUNS[::-1], "dog"))
     frames = tracker._frames
     assert isinstance(frames, NoisyFrames)
     frames.asked.clear()
-    assert tracker.track(clip_of(12), []) == []
+    assert track(tracker, clip_of(12), []) == []
     assert frames.asked == []
 
 
@@ -121,15 +133,17 @@ class BoxesByFrame(Part):
 
     def __init__(self, shown: dict[int, list[tuple[str, float, BoxXyxyPx]]]) -> None:
         self.shown = shown
+        self.calls: list[int] = []
 
-    def detect_nouns(self, images: Frames, nouns: Sequence[str]) -> list[list[Detection]]:
+    def detect_nouns(self, asked: Sequence[tuple[Image, Sequence[str]]]) -> list[list[Detection]]:
+        self.calls.append(len(asked))
         return [
             [
                 Detection(detector_class=noun, score=score, box_xyxy_px=box)
                 for noun, score, box in self.shown.get(int(image[0, 0, 0]), [])
                 if noun in nouns
             ]
-            for image in images
+            for image, nouns in asked
         ]
 
 
@@ -139,11 +153,12 @@ class FilledBoxes(Part):
     def __init__(self, ious: dict[float, float] | None = None) -> None:
         self.ious = ious or {}
 
-    def masks(self, image: Image, boxes_xyxy_px: Sequence[BoxXyxyPx]) -> tuple[npt.NDArray[np.bool_], list[float]]:
-        result = np.zeros((len(boxes_xyxy_px), *image.shape[:2]), dtype=bool)
-        for mask, (x1, y1, x2, y2) in zip(result, boxes_xyxy_px, strict=True):
-            mask[int(y1) : int(y2), int(x1) : int(x2)] = True
-        return result, [self.ious.get(box[0], 1.0) for box in boxes_xyxy_px]
+    def masks_many(self, asked: Sequence[Boxed]) -> Iterator[Masks]:
+        for image, boxes in asked:
+            result = np.zeros((len(boxes), *image.shape[:2]), dtype=bool)
+            for mask, (x1, y1, x2, y2) in zip(result, boxes, strict=True):
+                mask[int(y1) : int(y2), int(x1) : int(x2)] = True
+            yield result, [self.ious.get(box[0], 1.0) for box in boxes]
 
 
 class StandingStill(Part):
@@ -181,8 +196,86 @@ def tracked(
     tracker = GroundedTracker(
         BoxesByFrame(shown), FilledBoxes(ious), video_model, NoisyFrames(), GroundedTrackerConfig(**config)
     )
-    found = tracker.track(clip_of(41), ["dog", "car", "man"])
+    found = track(tracker, clip_of(41), ["dog", "car", "man"])
     return lefts(found), video_model.prompts, [item.score for item in found]
+
+
+def with_detector(tiny_checkpoints: Any, frames_per_batch: int, min_score: float, video_model: Any) -> GroundedTracker:
+    """The real detector and mask model."""
+    folders = tiny_checkpoints
+    tracker = GroundedTracker(
+        GroundingDino(
+            GroundingDinoConfig(
+                model=str(folders.grounding_dino), min_score=min_score, max_boxes=2, frames_per_batch=frames_per_batch
+            )
+        ),
+        HqSam(HqSamConfig(model=str(folders.hq_sam), frames_per_batch=frames_per_batch)),
+        video_model,
+        NoisyFrames(),
+        GroundedTrackerConfig(min_mask_iou=0.0, merge_iou=0.95, max_objects=3),
+    )
+    tracker.setup()
+    return tracker
+
+
+def rows_of_each_pass(tracker: GroundedTracker) -> tuple[list[int], list[int]]:
+    """How many images go through the detector and through the encoder of the mask model, noted pass by pass."""
+    detected: list[int] = []
+    embedded: list[int] = []
+    for module, rows in (
+        (tracker._detector._model, detected),  # type: ignore[attr-defined]
+        (tracker._mask_model._model.vision_encoder, embedded),  # type: ignore[attr-defined]
+    ):
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs, rows=rows: rows.append(len(kwargs["pixel_values"])), with_kwargs=True
+        )
+    return detected, embedded
+
+
+def test_prompt_frames_of_many_clips_share_passes(tiny_checkpoints: Any) -> None:
+    tracker = with_detector(tiny_checkpoints, 4, 0.0, StandingStill())
+    detected, embedded = rows_of_each_pass(tracker)
+    found = tracker.track_many([(clip_of(8, start=8 * number), NOUNS[: 1 + number % 3]) for number in range(8)])
+    assert len(found) == 8
+    assert (detected, embedded) == ([4, 4], [4, 4])
+
+
+def test_a_clip_in_company_has_the_tracks_that_it_has_alone(tiny_checkpoints: Any) -> None:
+    """Up to rounding, which turns pixels whose logit is next to 0; so no bits are compared.
+
+    The score that a box must reach is such that some nouns are found at once, some on a later frame and some never.
+    """
+    sizes = [(60, 100), (90, 40), (60, 100), (60, 100), (60, 100)]
+    nouns = [NOUNS, ("cat", "dog"), ("bird",), (), ("man", "tree", "red car")]
+    asked = [
+        (clip_of(5, start=20 * start, size_px=size), own)
+        for start, size, own in zip((0, 1, 2, 3, 5), sizes, nouns, strict=True)
+    ]
+    video_model = Sam2Video(Sam2VideoConfig(model=str(tiny_checkpoints.sam2), min_stability=0.0, min_area_px=1))
+    video_model.setup()
+    tracker = with_detector(tiny_checkpoints, 4, 0.999, video_model)
+    detected, _ = rows_of_each_pass(tracker)
+    together = tracker.track_many(asked)
+    passes_together = detected.copy()
+    detected.clear()
+    frames: list[int] = []
+    for (clip, own), found in zip(asked, together, strict=True):
+        before = len(detected)
+        assert_alike(found, track(tracker, clip, own))
+        frames.append(len(detected) - before)
+    assert sum(passes_together) == len(detected) > len(passes_together)
+    assert frames == [1, 5, 3, 0, 2]  # looked at: until all nouns were found, or five in vain
+
+
+def assert_alike(found: Sequence[ObjectMasks], expected: Sequence[ObjectMasks]) -> None:
+    assert [item.detector_class for item in found] == [item.detector_class for item in expected]
+    assert [item.score for item in found] == pytest.approx([item.score for item in expected], abs=1e-3)
+    for one, other in zip(found, expected, strict=True):
+        assert one.frame_idx == other.frame_idx
+        size_px = one.height_px, one.width_px
+        assert size_px == (other.height_px, other.width_px)
+        assert [counts is None for counts in one.rle] == [counts is None for counts in other.rle]
+        assert rle_iou(one.rle, other.rle, size_px) > 0.98
 
 
 def test_every_objects_masks_go_under_its_own_noun_whatever_frame_it_was_found_on() -> None:
@@ -237,3 +330,58 @@ def test_overlap_in_time_is_the_mean_over_the_frames_of_both() -> None:
         (4 / 12 + 1) / 2
     )
     assert rle_iou([counts(0), None], [None, counts(0)], (10, 20)) == 0
+
+
+def test_clips_asked_together_get_their_own_objects_in_the_order_asked() -> None:
+    """By left edges, which tell clips and nouns apart; places differ too: the last clip's car is on a later frame."""
+    shown = {
+        20: [("dog", 0.9, box(0)), ("car", 0.8, box(30))],
+        70: [("dog", 0.7, box(10))],
+        120: [("dog", 0.9, box(20))],
+        170: [("dog", 0.6, box(40))],
+        160: [("car", 0.5, box(70))],
+    }
+    detector, video_model = BoxesByFrame(shown), StandingStill()
+    tracker = GroundedTracker(detector, FilledBoxes(), video_model, NoisyFrames(), GroundedTrackerConfig())
+    asked = [(clip_of(41, start=50 * number), ["dog", "car"] if number % 3 == 0 else ["dog"]) for number in range(4)]
+    assert [lefts(found) for found in tracker.track_many(asked)] == [
+        [("dog", 0), ("car", 30)],
+        [("dog", 10)],
+        [("dog", 20)],
+        [("dog", 40), ("car", 70)],
+    ]
+    assert detector.calls == [4, 1]
+    assert video_model.prompts == [(20, 2), (20, 1), (20, 1), (20, 1), (10, 1)]
+
+
+def job_of(clip: Clip) -> SegmenterJob:
+    mention = Mention(
+        mention_id="m",
+        clip_id=clip.clip_id,
+        noun="dog",
+        phrase="a dog",
+        start_char=0,
+        end_char=5,
+        role="subject",
+        number="singular",
+        detector_class="dog",
+        class_similarity=1.0,
+        said=SaidAttributes(count=1),
+    )
+    return SegmenterJob(clip=clip, mentions=MentionSet(clip_id=clip.clip_id, mentions=(mention,), rejected=()))
+
+
+def test_a_clip_that_cannot_be_read_costs_itself_only_and_no_pass_of_a_model() -> None:
+    detector = BoxesByFrame({20: [("dog", 0.9, box(0))], 120: [("dog", 0.9, box(20))]})
+    frames = NoisyFrames()
+    tracker = GroundedTracker(detector, FilledBoxes(), StandingStill(), frames, GroundedTrackerConfig())
+    clips = [clip_of(41, clip_id="one"), clip_of(41, 50, clip_id="bad"), clip_of(41, 100, clip_id="two")]
+    with LocalPool(lambda: Segmenter(SegmenterConfig(), tracker, frames), batch_size=3) as pool:
+        (batch,) = pool.run(0, [job_of(clip) for clip in clips])
+    one, bad, two = (outcome.result for outcome in batch.outcomes)
+    assert isinstance(bad, JobFailure)
+    assert "no frames" in bad.evidence
+    assert isinstance(one, TrackSet)
+    assert isinstance(two, TrackSet)
+    assert [lefts([track.masks for track in item.tracks]) for item in (one, two)] == [[("dog", 0)], [("dog", 20)]]
+    assert detector.calls == [1, 1]  # the clips tried again, each alone

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from agents.base import Detection
 from agents.engines.grounding_dino import GroundingDino, GroundingDinoConfig, phrases_of, prompt_of, to_xyxy_px
 from infra.checkpoints import CheckpointError
-from infra.video import Frames
+from infra.video import Frames, Image
 
 NOUNS = ("dog", "red car", "T-shirt", "umbrellas")
 IMAGES: Frames = np.random.default_rng(0).integers(0, 256, (3, 60, 100, 3), dtype=np.uint8)
@@ -44,6 +44,11 @@ class Spy:
         self.passes.append((inputs, outputs))
 
 
+def detect(engine: GroundingDino, images: Frames, nouns: Sequence[str]) -> list[list[Detection]]:
+    """The same nouns on all images."""
+    return engine.detect_nouns([(image, nouns) for image in images])
+
+
 def token_places(engine: GroundingDino, text_ids: Sequence[int], noun: str) -> list[int]:
     """Where a noun's own tokens stand in a text, found by its ids, which do not stand elsewhere in it."""
     own = engine._tokenizer(noun.lower(), add_special_tokens=False).input_ids
@@ -51,16 +56,19 @@ def token_places(engine: GroundingDino, text_ids: Sequence[int], noun: str) -> l
     return list(range(start, start + len(own)))
 
 
-def by_the_rules(engine: GroundingDino, spy: Spy, image: int, nouns: Sequence[str]) -> list[tuple[str, float, Any]]:
+def by_the_rules(
+    engine: GroundingDino, spy: Spy, image: int, nouns: Sequence[str], size_px: tuple[int, int] = (60, 100)
+) -> list[tuple[str, float, Any]]:
     """(noun, score, box) from one pass's raw output: mean over a noun's tokens, centre and size to corners, clipped."""
+    height_px, width_px = size_px
     inputs, outputs = spy.passes[0]
     found = []
     for noun in nouns:
         places = token_places(engine, inputs["input_ids"][image].tolist(), noun)
         for logits, (cx, cy, w, h) in zip(outputs.logits[image], outputs.pred_boxes[image].tolist(), strict=True):
             score = sum(1 / (1 + math.exp(-float(logits[place]))) for place in places) / len(places)
-            left, right = (min(max((cx + sign * w / 2) * 100, 0), 100) for sign in (-1, 1))
-            top, bottom = (min(max((cy + sign * h / 2) * 60, 0), 60) for sign in (-1, 1))
+            left, right = (min(max((cx + sign * w / 2) * width_px, 0), width_px) for sign in (-1, 1))
+            top, bottom = (min(max((cy + sign * h / 2) * height_px, 0), height_px) for sign in (-1, 1))
             if right - left >= 1 and bottom - top >= 1:
                 found.append((noun, score, (left, top, right, bottom)))
     return sorted(found, key=lambda item: (item[0], -item[1]))
@@ -74,7 +82,7 @@ def as_rows(detections: Sequence[Detection]) -> list[tuple[str, float, Any]]:
 def test_boxes_and_scores_of_every_noun_are_those_of_its_own_tokens(make: Make) -> None:
     engine = make()
     spy = Spy(engine)
-    found = engine.detect_nouns(IMAGES, NOUNS)
+    found = detect(engine, IMAGES, NOUNS)
     assert len(found) == len(IMAGES)
     for image, detections in enumerate(found):
         got, expected = as_rows(detections), by_the_rules(engine, spy, image, NOUNS)
@@ -88,7 +96,7 @@ def test_boxes_and_scores_of_every_noun_are_those_of_its_own_tokens(make: Make) 
 def test_all_nouns_of_a_clip_go_through_in_one_pass_of_a_batch_of_frames(make: Make) -> None:
     engine = make(frames_per_batch=3)
     spy = Spy(engine)
-    engine.detect_nouns(IMAGES, NOUNS)
+    detect(engine, IMAGES, NOUNS)
     ((inputs, outputs),) = spy.passes
     assert engine._tokenizer.decode(inputs["input_ids"][0]) == "[CLS] dog. red car. t - shirt. umbrellas. [SEP]"
     assert outputs.logits.shape == (3, 16, 256)
@@ -97,7 +105,7 @@ def test_all_nouns_of_a_clip_go_through_in_one_pass_of_a_batch_of_frames(make: M
 
 def test_the_order_of_nouns_does_not_change_which_boxes_are_whose(make: Make) -> None:
     engine = make()
-    forth, back = (engine.detect_nouns(IMAGES, order) for order in (NOUNS, NOUNS[::-1]))
+    forth, back = (detect(engine, IMAGES, order) for order in (NOUNS, NOUNS[::-1]))
     for one, other in zip(forth, back, strict=True):
         assert {item.detector_class for item in one} == set(NOUNS)
         for a, b in zip(as_rows(one), as_rows(other), strict=True):
@@ -116,7 +124,7 @@ def test_pixels_go_in_as_the_documentation_has_it(make: Make) -> None:
     tall = np.random.default_rng(1).integers(0, 256, (1, 90, 40, 3), dtype=np.uint8)
     for images, (height, width) in ((IMAGES[:1], (64, 106)), (tall, (107, 48))):
         spy.passes.clear()
-        engine.detect_nouns(images, ["dog"])
+        detect(engine, images, ["dog"])
         pixels = spy.passes[0][0]["pixel_values"][0].permute(1, 2, 0).numpy()
         small = np.asarray(Pillow.fromarray(images[0]).resize((width, height), Pillow.Resampling.BILINEAR))
         expected = (small / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -125,10 +133,70 @@ def test_pixels_go_in_as_the_documentation_has_it(make: Make) -> None:
 
 
 def test_batches_of_any_size_give_the_same(make: Make) -> None:
-    one, many = (make(frames_per_batch=size).detect_nouns(IMAGES, NOUNS) for size in (1, 3))
+    one, many = (detect(make(frames_per_batch=size), IMAGES, NOUNS) for size in (1, 3))
     for a, b in zip(one, many, strict=True):
         assert [row[:1] for row in as_rows(a)] == [row[:1] for row in as_rows(b)]
         assert [row[1] for row in as_rows(a)] == pytest.approx([row[1] for row in as_rows(b)], abs=1e-4)
+
+
+def asked_of_many_clips() -> list[tuple[Image, Sequence[str]]]:
+    """Images of three sizes between one another, with texts of other nouns, lengths and numbers."""
+    rng = np.random.default_rng(3)
+    sizes = [(60, 100), (90, 60), (60, 100), (60, 90), (60, 100), (90, 60), (60, 100)]
+    nouns = [NOUNS, ("dog",), ("dog",), NOUNS, ("umbrellas", "cat"), ("red red red car", "man", "dog"), ("...",)]
+    return [(rng.integers(0, 256, (*size, 3), dtype=np.uint8), own) for size, own in zip(sizes, nouns, strict=True)]
+
+
+@pytest.mark.parametrize("frames_per_batch", [2, 8])
+def test_what_is_found_on_an_image_is_the_same_alone_and_in_company(make: Make, frames_per_batch: int) -> None:
+    """Up to rounding: sums of padded texts have other shapes. Alone, it is held against the slow reference."""
+    asked = asked_of_many_clips()
+    together = make(frames_per_batch=frames_per_batch).detect_nouns(asked)
+    assert len(together) == len(asked)
+    alone = make()
+    spy = Spy(alone)
+    for (image, nouns), found in zip(asked, together, strict=True):
+        spy.passes.clear()
+        alone.detect_nouns([(image, nouns)])
+        expected = by_the_rules(alone, spy, 0, nouns, image.shape[:2]) if spy.passes else []
+        got = as_rows(found)
+        assert [row[0] for row in got] == [row[0] for row in expected]
+        assert [row[1] for row in got] == pytest.approx([row[1] for row in expected], abs=1e-5)
+        assert np.allclose([row[2] for row in got], [row[2] for row in expected], atol=1e-3)
+    assert [len(found) >= 3 for found in together] == [True] * 6 + [False]
+
+
+def test_a_pass_takes_images_of_one_size_with_a_padded_text_each(make: Make) -> None:
+    engine = make(frames_per_batch=2)
+    spy = Spy(engine)
+    engine.detect_nouns(asked_of_many_clips())
+    assert [tuple(inputs["pixel_values"].shape) for inputs, _ in spy.passes] == [
+        (2, 3, 64, 106),
+        (1, 3, 64, 106),
+        (2, 3, 96, 64),
+        (1, 3, 64, 96),
+    ]
+    assert all(inputs["pixel_mask"].all() for inputs, _ in spy.passes)
+    texts = [engine._tokenizer.batch_decode(inputs["input_ids"]) for inputs, _ in spy.passes]
+    assert texts[0][1] == "[CLS] dog. [SEP]" + " [PAD]" * 10
+    assert texts[1] == ["[CLS] umbrellas. cat. [SEP]"]
+    attended = spy.passes[0][0]["attention_mask"].sum(dim=1).tolist()
+    assert attended == [14, 4]
+
+
+def test_where_a_gpu_has_no_room_frames_of_several_clips_go_in_smaller_batches(make: Make) -> None:
+    asked = asked_of_many_clips()
+    engine = make(frames_per_batch=4)
+    tried: list[int] = []
+
+    def crowded(module: torch.nn.Module, args: Any, inputs: dict[str, torch.Tensor]) -> None:
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    engine._model.register_forward_pre_hook(crowded, with_kwargs=True)
+    assert engine.detect_nouns(asked) == make(frames_per_batch=1).detect_nouns(asked)
+    assert tried == [3, *[1] * 6]
 
 
 def test_in_bfloat16_products_are_rounded_and_boxes_are_not(make: Make) -> None:
@@ -138,7 +206,7 @@ def test_in_bfloat16_products_are_rounded_and_boxes_are_not(make: Make) -> None:
     seen: list[torch.dtype] = []
     engine._model.model.text_projection.register_forward_hook(lambda _, args, output: seen.append(output.dtype))
     spy = Spy(engine)
-    (found, *_) = engine.detect_nouns(IMAGES, ["dog"])
+    (found, *_) = detect(engine, IMAGES, ["dog"])
     assert seen == [torch.bfloat16]
     boxes = spy.passes[0][1].pred_boxes
     assert (boxes != boxes.bfloat16().float()).float().mean() > 0.5
@@ -146,22 +214,22 @@ def test_in_bfloat16_products_are_rounded_and_boxes_are_not(make: Make) -> None:
 
 
 def test_boxes_below_the_score_and_beyond_the_number_are_dropped(make: Make) -> None:
-    everything = make().detect_nouns(IMAGES[:1], NOUNS)[0]
+    everything = detect(make(), IMAGES[:1], NOUNS)[0]
     limit = float(np.median([item.score for item in everything]))
-    (above,) = make(min_score=limit).detect_nouns(IMAGES[:1], NOUNS)
+    (above,) = detect(make(min_score=limit), IMAGES[:1], NOUNS)
     assert 0 < len(above) < len(everything)
     assert above == [item for item in everything if item.score > limit]
-    (few,) = make(max_boxes=2).detect_nouns(IMAGES[:1], NOUNS)
+    (few,) = detect(make(max_boxes=2), IMAGES[:1], NOUNS)
     for noun in NOUNS:
         own = [item for item in everything if item.detector_class == noun]
         assert [item for item in few if item.detector_class == noun] == own[:2]
 
 
 def test_more_nouns_than_the_text_holds_go_in_further_passes(make: Make) -> None:
-    engine = make()
+    engine = make(frames_per_batch=1)
     spy = Spy(engine)
     nouns = [f"{'red ' * 40}{noun}" for noun in ("dog", "car", "man", "ball", "bird", "cat", "tree", "umbrella")]
-    (found,) = engine.detect_nouns(IMAGES[:1], nouns)
+    (found,) = detect(engine, IMAGES[:1], nouns)
     assert len(spy.passes) == 2
     assert all(inputs["input_ids"].shape[1] <= 256 for inputs, _ in spy.passes)
     assert {item.detector_class for item in found} == set(nouns)
@@ -177,12 +245,12 @@ def test_odd_nouns_neither_end_a_phrase_nor_stop_the_others(make: Make) -> None:
     assert prompt.text == "st bernard. dog."
     assert [prompt.text[start:end] for start, end in prompt.spans] == ["st bernard", "dog"]
     engine = make()
-    (found,) = engine.detect_nouns(IMAGES[:1], ["Dog", "...", "dog"])
+    (found,) = detect(engine, IMAGES[:1], ["Dog", "...", "dog"])
     upper, lower = ([i.box_xyxy_px for i in found if i.detector_class == noun] for noun in ("Dog", "dog"))
     assert upper == lower
     assert len(upper) > 0
-    assert engine.detect_nouns(IMAGES[:1], ["..."]) == [[]]
-    assert engine.detect_nouns(IMAGES[:2], []) == [[], []]
+    assert detect(engine, IMAGES[:1], ["..."]) == [[]]
+    assert detect(engine, IMAGES[:2], []) == [[], []]
 
 
 def test_boxes_are_clipped_to_the_image() -> None:

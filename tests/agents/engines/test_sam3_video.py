@@ -72,6 +72,12 @@ def make(tiny_checkpoints: Any) -> Make:
     return made
 
 
+def track(tracker: Sam3Tracker, clip: Clip, nouns: Sequence[str]) -> list[ObjectMasks]:
+    """A clip alone."""
+    (found,) = tracker.track_many([(clip, nouns)])
+    return found
+
+
 def by_a_whole_session(tracker: Sam3Tracker) -> tuple[dict[int, dict[int, npt.NDArray[np.bool_]]], Any]:
     """Masks by object and place: transformers' own sweep over a session with all frames, then its processor's rules."""
     model = tracker._model
@@ -107,7 +113,7 @@ def test_a_session_that_forgets_says_bit_by_bit_what_a_whole_one_says(make: Make
     again = max(len(outputs["cond_frame_outputs"]) for outputs in session.output_dict_per_obj.values())
     assert again > make()._model.tracker_model.config.max_cond_frame_num  # more prompted frames than are read
     assert session.removed_obj_ids  # and objects that SAM 3 takes back
-    found = make(frames_per_window=window).track(clip_of(NUM_FRAMES), NOUNS)
+    found = track(make(frames_per_window=window), clip_of(NUM_FRAMES), NOUNS)
     expected = sorted(
         (session.prompts[session.obj_id_to_prompt_id[number]], float(session.obj_id_to_score[number]), masks)
         for number, masks in whole.items()
@@ -126,7 +132,7 @@ def masks_of(item: ObjectMasks) -> dict[int, npt.NDArray[np.bool_]]:
 
 
 def test_tracks_have_the_clips_size_and_times_and_come_best_first(make: Make) -> None:
-    found = make().track(clip_of(NUM_FRAMES), NOUNS)
+    found = track(make(), clip_of(NUM_FRAMES), NOUNS)
     assert {item.detector_class for item in found} <= set(NOUNS)
     assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
     assert all((item.height_px, item.width_px) == (HEIGHT_PX, WIDTH_PX) for item in found)
@@ -136,19 +142,27 @@ def test_tracks_have_the_clips_size_and_times_and_come_best_first(make: Make) ->
 def test_the_order_of_nouns_changes_nothing_and_no_noun_means_no_work(make: Make) -> None:
     tracker = make()
     clip = clip_of(10)
-    assert tracker.track(clip, NOUNS) == tracker.track(clip, (*NOUNS[::-1], "dog"))
-    assert tracker.track(clip, []) == []
-    assert Sam3Tracker(tracker.config, ArrayFrames(VIDEO)).track(clip, []) == []  # not even a model
+    assert track(tracker, clip, NOUNS) == track(tracker, clip, (*NOUNS[::-1], "dog"))
+    assert track(tracker, clip, []) == []
+    assert track(Sam3Tracker(tracker.config, ArrayFrames(VIDEO)), clip, []) == []  # not even a model
+
+
+def test_each_clip_of_a_batch_has_what_it_has_alone(make: Make) -> None:
+    tracker = make()
+    asked = [(clip_of(3), ["red car"]), (clip_of(2), ()), (clip_of(2), NOUNS)]
+    found = tracker.track_many(asked)
+    assert found == [track(tracker, clip, nouns) for clip, nouns in asked]
+    assert [{len(item.rle) for item in own} for own in found] == [{3}, set(), {2}]
 
 
 def test_thresholds_and_the_number_of_objects_are_those_of_the_profile(make: Make) -> None:
-    assert make(min_score=0.99).track(clip_of(10), NOUNS) == []
+    assert track(make(min_score=0.99), clip_of(10), NOUNS) == []
     found = {}
     for limit in (0.2, 0.99):
         tracker = make(min_new_score=limit, max_objects=12)
         tracker._model.assoc_iou_thresh = 1.1  # nothing is taken for the same object
         tracker._model.hotstart_delay = 0  # and nothing is taken back
-        found[limit] = len(tracker.track(clip_of(4), NOUNS))
+        found[limit] = len(track(tracker, clip_of(4), NOUNS))
     assert found[0.2] == 12
     assert 0 < found[0.99] <= 10  # those of the first frame alone: each noun has five queries
 
@@ -179,7 +193,7 @@ def test_what_a_session_holds_does_not_grow_with_the_clip(make: Make, monkeypatc
         return seen
 
     monkeypatch.setattr(tracker, "_step", measured)
-    tracker.track(clip_of(2 * NUM_FRAMES), NOUNS)
+    track(tracker, clip_of(2 * NUM_FRAMES), NOUNS)
     assert len(sizes) == 2 * NUM_FRAMES
     assert all(memories <= objects * (4 + 6) for objects, memories in sizes)
 
@@ -205,7 +219,7 @@ def test_pixels_and_words_go_in_as_the_documentation_has_it(make: Make) -> None:
         lambda _, args, kwargs: seen.append(kwargs["pixel_values"] if kwargs else args[0]), with_kwargs=True
     )
     long_noun = "dog " * 30
-    tracker.track(clip_of(2), ["dog", long_noun])
+    track(tracker, clip_of(2), ["dog", long_noun])
     assert [tuple(pixels.shape) for pixels in seen] == [(1, 3, 112, 112)] * 2
     assert torch.equal(seen[1], to_pixels(VIDEO[1:2], 112, HALF, HALF, tracker._model))
     session = tracker._session(["dog", long_noun], 2)
@@ -223,6 +237,6 @@ def test_its_label_is_the_folders_name_and_content_and_what_shapes_its_output(ma
 
 
 def test_it_runs_in_bfloat16(make: Make) -> None:
-    found = make(dtype="bfloat16").track(clip_of(6), NOUNS)
+    found = track(make(dtype="bfloat16"), clip_of(6), NOUNS)
     assert len(found) >= 1
     assert all(len(item.rle) == 6 for item in found)

@@ -247,13 +247,14 @@ class _Conversation(Generic[ReplyT]):
         return _listed(flaws)
 
     def again(self, reply: str, told: str) -> Sequence[Message]:
-        """The turns of a re-ask. A reply with other ids is not shown, and the question put once more: small models copy
-        what they are shown, SmolLM2 its wrong ids each time, and mend nine in ten where they are shown none.
+        """The turns of a re-ask. Wrong ids are not shown, and the question put once more: small models copy what they are
+        shown, SmolLM2 its wrong ids each time.
         """
         asked = self._question.messages[-1].content
         if not self._has_other_ids or not isinstance(asked, str):
             return self._question.again(reply, told)
-        *shown, last = self._question.again("...", told)
+        needed = f"it must bear these ids, in this order: {', '.join(self._question.ids)}"
+        *shown, last = self._question.again("...", needed)
         return *shown, last.model_copy(update={"content": f"{last.content}\n\n{asked}"})
 
     def result(self, asks: int) -> ReplyT:

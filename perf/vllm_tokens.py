@@ -4,7 +4,8 @@ A vLLM server with SmolLM2-135M-Instruct runs on this machine's processors. Flat
 requests in flight, with bodies made before. Our way is the chat analyzer in a pool with a window of that size: prompts,
 validation and one re-ask. A round of it that is not counted says which payloads those are, so both send the same, and
 the server has the prompts of both in its cache. Tokens are those that the server itself counts. The client shares the
-processors with the server, which counts against both.
+processors with the server, which counts against both. A re-ask waits for the reply before it, so that the last clips
+leave the server half empty, which a plain loop does not: with 96 clips that is a small part of a round, with 32 a fifth.
 
 Exits 1 where the median of five pairs, one after the other, is below 0.9.
 """
@@ -39,7 +40,7 @@ from model.embedded import language_model_and_tokenizer
 from schemas.clip import Clip
 
 MODEL = "SmolLM2-135M-Instruct"
-NUM_CLIPS, WINDOW, PAIRS, GOAL = 32, 16, 5, 0.9
+NUM_CLIPS, WINDOW, PAIRS, GOAL = 96, 16, 5, 0.9
 
 
 class Recorder(ChatClient):
@@ -107,6 +108,13 @@ def flat_out(url: str, bodies: Sequence[bytes]) -> None:
     asyncio.run(run())
 
 
+def measured_pair(url: str, bodies: Sequence[bytes], jobs: Sequence[Clip], *, flat_first: bool) -> tuple[float, float]:
+    """Output tokens a second flat out and our way, one right after the other."""
+    ways = [lambda: flat_out(url, bodies), lambda: our_way(url, jobs)]
+    rates = [tokens_per_s(url, way) for way in (ways if flat_first else reversed(ways))]
+    return (rates[0], rates[1]) if flat_first else (rates[1], rates[0])
+
+
 def tokens_per_s(url: str, what: Callable[[], None]) -> float:
     """Output tokens by the server's own count, a second of the clock."""
     before, start_s = reply_tokens(url), time.perf_counter()
@@ -138,10 +146,7 @@ def main() -> int:
             our_way(url, jobs, sent)
             bodies = [json.dumps(payload).encode() for payload in sent]
             flat_out(url, bodies)
-            pairs = [
-                (tokens_per_s(url, lambda: flat_out(url, bodies)), tokens_per_s(url, lambda: our_way(url, jobs)))
-                for _ in range(PAIRS)
-            ]
+            pairs = [measured_pair(url, bodies, jobs, flat_first=number % 2 == 0) for number in range(PAIRS)]
     flat, ours = (statistics.median(rates) for rates in zip(*pairs, strict=True))
     ratio = statistics.median(mine / plain for plain, mine in pairs)
     told = ", ".join(f"{mine / plain:.2f}" for plain, mine in pairs)

@@ -130,11 +130,12 @@ def test_a_bad_reply_is_shown_to_the_model_with_what_is_wrong(chat_server: Any, 
     assert (shown["role"], second[3]["role"]) == ("assistant", "user")
     if FAULTS[kind][1] == "wrong_ids":  # shown other ids, small models copy them
         assert shown["content"] == "..."
+        assert "it must bear these ids, in this order: a, b" in second[3]["content"]
         assert second[3]["content"].endswith(f"\n\n{first[1]['content']}")
     else:
+        assert said in second[3]["content"]
         assert shown["content"][:20].split() == ((told["content"] or told.get("refusal") or "(nothing)")[:20]).split()
     assert len(shown["content"]) <= 4000
-    assert said in second[3]["content"]
 
 
 def test_of_a_reply_that_was_cut_off_the_beginning_alone_is_shown(chat_server: Any) -> None:

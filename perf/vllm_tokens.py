@@ -5,7 +5,7 @@ requests in flight, with bodies made before. Our way is the chat analyzer in a p
 validation and one re-ask. A round of it that is not counted says which payloads those are, so both send the same, and
 the server has the prompts of both in its cache. Tokens are those that the server itself counts. The client shares the
 processors with the server, which counts against both. A re-ask waits for the reply before it, so that the last clips
-leave the server half empty, which a plain loop does not: with 96 clips that is a small part of a round, with 32 a fifth.
+leave the server half empty, which a plain loop does not: a small part of a round of 96 clips, a fifth of one of 32.
 
 Exits 1 where the median of five pairs, one after the other, is below 0.9.
 """

@@ -176,7 +176,7 @@ def test_texts_under_swapped_ids_are_no_reply(chat_server: Any) -> None:
     with pytest.raises(BadReplyError, match=f"wrong_ids after 3 asks: the id '{tag_of('t-car')}' is missing"):
         refine(chat_server, job_of("car", "bus"))
     asked_again = [sent["messages"][-1]["content"] for sent in chat_server.received if len(sent["messages"]) > 2]
-    assert "the ids must come in this order" in asked_again[0]
+    assert f"these ids, in this order: {tag_of('t-car')}, {tag_of('t-bus')}" in asked_again[0]
 
 
 def test_objects_that_the_model_mixes_up_are_asked_for_one_by_one(chat_server: Any) -> None:

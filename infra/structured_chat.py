@@ -247,8 +247,8 @@ class _Conversation(Generic[ReplyT]):
         return _listed(flaws)
 
     def again(self, reply: str, told: str) -> Sequence[Message]:
-        """The turns of a re-ask. Wrong ids are not shown, and the question is put once more: small models copy what they
-        are shown, SmolLM2 its wrong ids each time.
+        """The turns of a re-ask. Wrong ids are not shown, and the question is put once more: small models copy what
+        they are shown, SmolLM2 its wrong ids each time.
         """
         asked = self._question.messages[-1].content
         if not self._has_other_ids or not isinstance(asked, str):

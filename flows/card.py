@@ -8,8 +8,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flows.counts import BuildCounts
 from flows.profile_config import Profile
-from flows.work_table import work_table
-from infra.work import AgentWork
 from schemas.arrow import arrow_schema
 from schemas.label import AgentLabel
 from schemas.sample import MAX_MASKED_FRAMES, SCHEMA_VERSION, Kind, Sample
@@ -47,13 +45,7 @@ _MEANINGS = {
 }
 
 
-def dataset_card(
-    build_id: str,
-    profile: Profile,
-    labels: Sequence[AgentLabel],
-    counts: BuildCounts,
-    work: Sequence[AgentWork] = (),
-) -> str:
+def dataset_card(build_id: str, profile: Profile, labels: Sequence[AgentLabel], counts: BuildCounts) -> str:
     """Markdown with the hub's YAML header; `license`, `size_categories` and `configs` come from the counts."""
     # Markdown, not HTML: nothing in it is escaped but what would break a table
     environment = Environment(  # noqa: S701
@@ -71,7 +63,6 @@ def dataset_card(
         columns=columns(),
         schema_version=SCHEMA_VERSION,
         max_masked_frames=MAX_MASKED_FRAMES,
-        work=work_table(work),
     )
 
 

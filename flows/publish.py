@@ -192,7 +192,7 @@ def _write(
         forecast=off,
     )
     writer.write_page("report.html", render_report(inputs))
-    writer.write_page("README.md", dataset_card(build_id, profile, labels, show.counts, all_work))
+    writer.write_page("README.md", dataset_card(build_id, profile, labels, show.counts))
     manifest = Manifest(
         build_id=build_id,
         schema_version=SCHEMA_VERSION,

@@ -95,10 +95,8 @@ class ChatSection(NamedTuple):
 def chat_sections(profile: Profile) -> Iterator[ChatSection]:
     """The chat servers of a profile's agents."""
     for role in ROLES:
-        for name in ("chat", "captioner"):
-            chat = getattr(getattr(profile, role), name, None)
-            if isinstance(chat, ChatSettings):
-                yield ChatSection(f"{role}.{name}", chat, name == "captioner" or role == "annotator")
+        for name, chat in profile.chats(role).items():
+            yield ChatSection(f"{role}.{name}", chat, name == "captioner" or role == "annotator")
 
 
 def check_chats(profile: Profile) -> list[Finding]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.chain import Chain
-from flows.doctor_servers import chat_sections
 from flows.finding import Finding
 from flows.plan import plan_build
 from flows.profile_config import ROLES, Profile, Role, load_profile
@@ -96,8 +95,8 @@ class _Trial:
         return next(iter(self._chain.jobs(role, [self._clip])), None)
 
     def _of_a_run(self, role: Role) -> str:
-        sections = (section for section in chat_sections(self._profile) if section.place.split(".")[0] == role)
-        return next((section.chat.base_url for section in sections if section.chat.replicas_name), "")
+        chats = self._profile.chats(role).values()
+        return next((chat.base_url for chat in chats if chat.replicas_name), "")
 
     def _stand_in_for(self, role: Role, job: Any) -> None:
         try:

@@ -62,7 +62,7 @@ class Pools:
             return self._pools[role]
 
     def _async_pool(self, role: Role, chat: ChatSettings) -> AsyncPool[Any, Any]:
-        for asked in self._profile.chats(role):
+        for asked in self._profile.chats(role).values():
             self._start_servers(asked.replicas_name)
         needs = self._profile.batching(role)
         return AsyncPool(
@@ -78,7 +78,9 @@ class Pools:
         if not name or name in self._servers:
             return
         (vllm,) = (section for section in self._profile.vllm if section.name == name)
-        models = {chat.model for role in ROLES for chat in self._profile.chats(role) if chat.replicas_name == name}
+        models = {
+            chat.model for role in ROLES for chat in self._profile.chats(role).values() if chat.replicas_name == name
+        }
         self._use_ray()
         self._servers[name] = self._stack.enter_context(VllmServers(vllm, sorted(models), self._log))
 

@@ -275,7 +275,7 @@ class Profile(Record):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"vllm: {len(self.vllm)} sections share names: {', '.join(map(repr, sorted(twice)))}")
         for role in ROLES:
-            for chat in self.chats(role):
+            for chat in self.chats(role).values():
                 if chat.replicas_name and self.chat(role) is None:
                     raise ValueError(
                         f"{role}: got {chat.base_url!r}, which stands for servers that the build's own process asks, "
@@ -302,9 +302,9 @@ class Profile(Record):
         section = getattr(self, role)
         return section.chat if isinstance(section, Served) else None
 
-    def chats(self, role: Role) -> tuple[ChatSettings, ...]:
-        """All chat servers that one agent, or its workers, asks."""
-        return tuple(value for _, value in getattr(self, role) if isinstance(value, ChatSettings))
+    def chats(self, role: Role) -> dict[str, ChatSettings]:
+        """All chat servers that one agent, or its workers, asks, by their keys in its section."""
+        return {name: value for name, value in getattr(self, role) if isinstance(value, ChatSettings)}
 
 
 def shipped_profiles() -> tuple[str, ...]:

@@ -53,6 +53,7 @@ from flows.profile_config import (
     ServedReviewer,
 )
 from flows.region_model import RegionModel
+from infra.chat import ChatSettings
 from infra.chat_client import ChatClient
 from infra.checkpoints import check_mark, checkpoint_mark
 from infra.decode_cache import DecodeCache
@@ -160,23 +161,22 @@ def make_chat_agent(role: Role, profile: Profile, site: Site, connect: Connect =
     Answers are kept in this machine's cache folder. `connect` opens the client of a server. Raises ValueError for an
     agent behind no server.
     """
-    answers = settings().cache_dir / "answers" / role
     match getattr(profile, role):
         case ServedAnalyzer() as section:
-            chat = StructuredChat(section.chat, answers, section.config.max_reasks, connect)
+            chat = _chat(role, section.chat, section.config.max_reasks, connect)
             return ChatAnalyzer(section.config, chat)
         case ServedAnnotator() as section:
-            chat = StructuredChat(section.chat, answers, section.config.max_reasks, connect)
+            chat = _chat(role, section.chat, section.config.max_reasks, connect)
             return ChatAnnotator(section.config, chat, _frames(profile, site))
         case ServedAnnotatorByNoun() as section:
-            chat = StructuredChat(section.chat, answers, section.config.max_reasks, connect)
+            chat = _chat(role, section.chat, section.config.max_reasks, connect)
             return ChatAnnotatorByNoun(section.config, chat, _frames(profile, site))
         case ServedReviewer() as section:
-            asked = StructuredChat(section.captioner, answers, section.config.max_reasks, connect)
-            chat = StructuredChat(section.chat, answers, section.config.max_reasks, connect)
+            asked = _chat(role, section.captioner, section.config.max_reasks, connect)
+            chat = _chat(role, section.chat, section.config.max_reasks, connect)
             return ChatReviewer(section.config, ChatRegionCaptioner(asked), chat, _frames(profile, site))
         case ServedRefiner() as section:
-            chat = StructuredChat(section.chat, answers, section.config.max_reasks, connect)
+            chat = _chat(role, section.chat, section.config.max_reasks, connect)
             facts = _facts_for_refiner(profile, site)
             refiner = ChatRefiner(section.config, chat, _before_refiner(site, facts))
             return ChatRefinerOfTexts(refiner, facts) if facts else refiner
@@ -216,8 +216,12 @@ def make_agent(role: Role, profile: Profile, site: Site) -> AnyAgent:
             return RefinerOfTexts(refiner, facts) if facts else refiner
 
 
+def _chat(role: Role, chat: ChatSettings, max_reasks: int, connect: Connect = ChatClient) -> StructuredChat:
+    return StructuredChat(chat, settings().cache_dir / "answers" / role, max_reasks, connect)
+
+
 def _region_reviewer(section: RegionModelReviewer, frames: DecodeCache) -> ChatReviewer:
-    chat = StructuredChat(section.chat, settings().cache_dir / "answers" / "reviewer", section.config.max_reasks)
+    chat = _chat("reviewer", section.chat, section.config.max_reasks)
     return ChatReviewer(section.config, RegionModel(section.captioner), chat, frames)
 
 

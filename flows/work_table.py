@@ -1,4 +1,4 @@
-"""What each agent of a build did and took, as a table for the run's page, the report and the card."""
+"""What each agent of a build did and took, as a table for the run's page and the report."""
 
 from collections.abc import Iterable
 

@@ -129,6 +129,15 @@ def language_model_and_tokenizer() -> tuple[LlamaForCausalLM, PreTrainedTokenize
     return model, tokenizer
 
 
+def save_language_model(folder: Path) -> None:
+    """SmolLM2-135M-Instruct in bfloat16, as vLLM loads it: it does not read the packaged GGUF file. Raises as
+    `build_embedded`.
+    """
+    model, tokenizer = language_model_and_tokenizer()
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _plain_language_model(gguf: Path, folder: Path) -> None:
     """Writes model and tokenizer of a GGUF file as transformers saves them; `folder` appears whole or not at all.
 

@@ -23,7 +23,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import torch
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import JsonValue
 
@@ -36,7 +35,7 @@ from infra.structured_chat import StructuredChat
 from infra.synthetic import caption_of, draw_plan
 from infra.vllm.process import vllm_server
 from infra.vllm.settings import VllmSettings
-from model.embedded import language_model_and_tokenizer
+from model.embedded import save_language_model
 from schemas.clip import Clip
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -134,9 +133,7 @@ def main() -> int:
     """Measure and print; 1 where the goal is missed."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
-        model, tokenizer = language_model_and_tokenizer()  # vLLM does not read the packaged GGUF file
-        model.to(torch.bfloat16).save_pretrained(checkpoint)
-        tokenizer.save_pretrained(checkpoint)
+        save_language_model(checkpoint)
         vllm = VllmSettings(
             name="small", model=str(checkpoint), gpus=0, cpus=os.cpu_count() or 1, dtype="bfloat16", max_model_len=4096
         )

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from clips import write_source
 from command import videorefer
-from judge_server import MODEL_NAME, Counts, counts, on_processors, write_checkpoint
+from judge_server import MODEL_NAME, Counts, counts, on_processors
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +35,7 @@ from flows.bench_table import read_results
 from infra.answer_cache import AnswerCache
 from infra.chat_client import ChatClient
 from infra.vllm.process import VllmError, vllm_server
+from model.embedded import save_language_model
 
 NUM_CLIPS, NUM_ITEMS = 24, 40
 NEEDED: Replies = "scores"
@@ -67,7 +68,7 @@ def main() -> int:
     start_s = time.monotonic()
     try:
         items = _items(out)
-        write_checkpoint(out / "checkpoint")
+        save_language_model(out / "checkpoint")
         with vllm_server(on_processors(out / "checkpoint"), (MODEL_NAME,), out / "server.log") as url:
             ready_s = time.monotonic()
             rows = [_judged(out, url, NEEDED), _judged(out, url, NEEDED, "the same again")]

@@ -1,4 +1,4 @@
-"""The vLLM server of `make judge`: the packaged language model as it loads it, and what it tells of its work."""
+"""The vLLM server of `make judge`, and what it tells of its work."""
 
 import os
 import re
@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
-import torch
 
 from infra.vllm.settings import VllmSettings
-from model.embedded import language_model_and_tokenizer
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 _ANSWER_S = 60.0
@@ -27,13 +25,6 @@ class Counts(NamedTuple):
     def since(self, before: "Counts") -> "Counts":
         """What came after."""
         return Counts(*(now - then for now, then in zip(self, before, strict=True)))
-
-
-def write_checkpoint(folder: Path) -> None:
-    """SmolLM2-135M-Instruct in bfloat16, as vLLM loads it: it does not read the packaged GGUF file."""
-    model, tokenizer = language_model_and_tokenizer()
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def on_processors(checkpoint: Path) -> VllmSettings:

@@ -24,7 +24,6 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from flows.doctor import fetch_weights
@@ -33,7 +32,7 @@ from infra.settings import settings
 from infra.synthetic import draw_plan, write_clip
 from infra.vllm.process import vllm_server
 from infra.vllm.settings import VllmSettings
-from model.embedded import language_model_and_tokenizer
+from model.embedded import save_language_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.weights, pytest.mark.timeout(1200)]
 
@@ -122,9 +121,7 @@ class Story:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server on this machine's processors."""
     folder = tmp_path_factory.mktemp("server")
-    model, tokenizer = language_model_and_tokenizer()  # vLLM does not read the packaged GGUF file
-    model.to(torch.bfloat16).save_pretrained(folder / "checkpoint")
-    tokenizer.save_pretrained(folder / "checkpoint")
+    save_language_model(folder / "checkpoint")
     vllm = VllmSettings(
         name="small", model=str(folder / "checkpoint"), gpus=0, cpus=os.cpu_count() or 1, dtype="bfloat16",
         max_model_len=4096,

@@ -1,18 +1,18 @@
 """The vLLM server of `make judge`, and what it tells of its work."""
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from infra.vllm.settings import VllmSettings
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 _ANSWER_S = 60.0
-_COUNTER = re.compile(r"^(\w[\w:]*)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
 class Counts(NamedTuple):
@@ -41,14 +41,16 @@ def on_processors(checkpoint: Path) -> VllmSettings:
 
 def counts(url: str) -> Counts:
     """What the server tells of itself under `/metrics`."""
-    found = _COUNTER.findall(httpx.get(f"{url}/metrics", trust_env=False, timeout=_ANSWER_S).text)
+    text = httpx.get(f"{url}/metrics", trust_env=False, timeout=_ANSWER_S).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return Counts(
-        _sum(found, "http_requests_total", {"handler": "/v1/chat/completions"}),
-        _sum(found, "vllm:prompt_tokens_total", {}),
-        _sum(found, "vllm:generation_tokens_total", {}),
+        _sum(samples, "http_requests_total", {"handler": "/v1/chat/completions"}),
+        _sum(samples, "vllm:prompt_tokens_total", {}),
+        _sum(samples, "vllm:generation_tokens_total", {}),
     )
 
 
-def _sum(found: list[tuple[str, str, str]], name: str, labels: Mapping[str, str]) -> int:
-    wanted = [f'{key}="{value}"' for key, value in labels.items()]
-    return sum(int(float(v)) for counter, told, v in found if counter == name and all(pair in told for pair in wanted))
+def _sum(samples: Sequence[Sample], name: str, labels: Mapping[str, str]) -> int:
+    return sum(
+        int(sample.value) for sample in samples if sample.name == name and labels.items() <= sample.labels.items()
+    )

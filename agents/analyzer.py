@@ -228,12 +228,4 @@ def _seen_only(said: SaidAttributes, detector_class: str) -> SaidAttributes:
 
 def rejection(clip: Clip, subject_id: str, noun: str, reason: Reason, evidence: str) -> QuarantineEntry:
     """What an analyzer drops."""
-    return QuarantineEntry(
-        subject_id=subject_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        noun=noun,
-        stage="analyzer",
-        reason=reason,
-        evidence=evidence,
-    )
+    return QuarantineEntry.of_clip(clip, "analyzer", reason, evidence, subject_id=subject_id, noun=noun)

@@ -188,12 +188,7 @@ def _texts(
 
 def _too_short(clip: Clip, track: Track) -> QuarantineEntry:
     seen = sum(counts is not None for counts in track.masks.rle)
-    return QuarantineEntry(
-        subject_id=track.track_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        noun=track.noun,
-        stage="annotator",
-        reason="track_too_short",
-        evidence=f"seen in {seen} of {len(track.masks.rle)} frames; motion needs at least 2 with a mask in the clip",
+    evidence = f"seen in {seen} of {len(track.masks.rle)} frames; motion needs at least 2 with a mask in the clip"
+    return QuarantineEntry.of_clip(
+        clip, "annotator", "track_too_short", evidence, subject_id=track.track_id, noun=track.noun
     )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from agents.analyzer import SKIN_COLOURS, rejection
+from agents.chat_agent import ChatAgent
 from agents.chat_prompt import chat_label, read_prompt, tag_of
 from agents.expression import UNNAMED
 from agents.plain_text import plain_text
@@ -67,11 +68,12 @@ class GivenReply(Record):
         return Thing.model_validate(self.model_dump(exclude={"id"}))
 
 
-class ChatAnalyzer:
+class ChatAnalyzer(ChatAgent):
     """Clip to mentions, one question a clip."""
 
     def __init__(self, config: ChatAnalyzerConfig, chat: StructuredChat) -> None:
-        self._config, self._chat = config, chat
+        super().__init__(chat)
+        self._config = config
         self._prompt = read_prompt(PROMPT, AnalyzerReply)
         self._given_prompt = read_prompt(GIVEN_PROMPT, GivenReply)
 
@@ -79,18 +81,6 @@ class ChatAnalyzer:
         """Model, sampling and prompts."""
         prompts = (self._prompt, self._given_prompt)
         return chat_label("analyzer", REVISION, self._config.model_dump(mode="json"), self._chat.settings, prompts)
-
-    async def setup(self) -> None:
-        """Open the server's client."""
-        await self._chat.start()
-
-    async def close(self) -> None:
-        """Close the server's client."""
-        await self._chat.close()
-
-    async def probe(self) -> None:
-        """Ask the server for a word."""
-        await self._chat.probe()
 
     async def process_one(self, job: Clip) -> MentionSet:
         """The mentions of the clip's caption, in the order of the text.

@@ -15,10 +15,11 @@ from pydantic import Field
 from agents.annotator import REVISION as FACTS_REVISION
 from agents.annotator import Annotator, AnnotatorConfig
 from agents.base import FrameSource
+from agents.chat_agent import ChatAgent
 from agents.chat_prompt import chat_label
 from agents.marked_frames import read_marked
 from agents.refiner import mid_segment
-from agents.two_questions import Dropped, TwoQuestions, rejection
+from agents.two_questions import Dropped, TwoQuestions
 from infra.chat import ImagePart, JsonObject
 from infra.structured_chat import StructuredChat
 from schemas.caption import CaptionSet, ObjectCaption
@@ -53,13 +54,14 @@ class Shown(NamedTuple):
     times_s: tuple[float, ...]
 
 
-class ChatAnnotator:
+class ChatAnnotator(ChatAgent):
     """AnnotatorJob to CaptionSet; the questions on one clip come one after the other."""
 
     needs: Literal["mentions", "tracks"] = "tracks"
 
     def __init__(self, config: ChatAnnotatorConfig, chat: StructuredChat, frames: FrameSource) -> None:
-        self._config, self._chat, self._frames = config, chat, frames
+        super().__init__(chat)
+        self._config, self._frames = config, frames
         self._facts = Annotator(config, frames)
         self._questions = TwoQuestions(chat, MOTION_PROMPT, LOOKS_PROMPT, _fault)
 
@@ -68,18 +70,6 @@ class ChatAnnotator:
         config = self._config.model_dump(mode="json") | {"facts_revision": FACTS_REVISION}
         label = chat_label("annotator", REVISION, config, self._chat.settings, self._questions.prompts)
         return label.model_copy(update={"engine": f"{label.engine}+{self._facts.label().engine}"})
-
-    async def setup(self) -> None:
-        """Open the server's client."""
-        await self._chat.start()
-
-    async def close(self) -> None:
-        """Close the server's client."""
-        await self._chat.close()
-
-    async def probe(self) -> None:
-        """Ask the server for a word."""
-        await self._chat.probe()
 
     async def process_one(self, job: AnnotatorJob) -> CaptionSet:
         """One caption per track, or the reason why there is none: seen too briefly, a subject that does nothing, or a
@@ -106,7 +96,7 @@ class ChatAnnotator:
         about: JsonObject = {"noun": track.noun, "times_s": list(shown.times_s)}
         told = await self._questions.ask(track.track_id, shown.pictures, about, is_subject=is_subject)
         if isinstance(told, Dropped):
-            return rejection(clip, track.track_id, track.noun, told)
+            return QuarantineEntry.of_clip(clip, "annotator", *told, subject_id=track.track_id, noun=track.noun)
         return caption.model_copy(update=told._asdict())
 
     def _show(self, clip: Clip, track: Track) -> Shown:

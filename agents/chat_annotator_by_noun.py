@@ -12,11 +12,12 @@ from typing import Literal
 
 from agents.annotator import AnnotatorConfig
 from agents.base import FrameSource
+from agents.chat_agent import ChatAgent
 from agents.chat_annotator import ChatAnnotatorConfig, Shown
 from agents.chat_prompt import chat_label
 from agents.marked_frames import QUALITY
 from agents.refiner import mid_segment
-from agents.two_questions import Dropped, TwoQuestions, rejection
+from agents.two_questions import Dropped, TwoQuestions
 from infra.chat import ImagePart, JsonObject
 from infra.pictures import jpeg
 from infra.structured_chat import StructuredChat
@@ -31,7 +32,7 @@ REVISION = 1
 MOTION_PROMPT, LOOKS_PROMPT = "chat_annotate_noun_motion.md", "chat_annotate_noun_looks.md"
 
 
-class ChatAnnotatorByNoun:
+class ChatAnnotatorByNoun(ChatAgent):
     """SegmenterJob to MentionTextSet; the questions on one clip come one after the other.
 
     Of the settings, those for measured facts are the refiner's business and not in this label.
@@ -40,7 +41,8 @@ class ChatAnnotatorByNoun:
     needs: Literal["mentions", "tracks"] = "mentions"
 
     def __init__(self, config: ChatAnnotatorConfig, chat: StructuredChat, frames: FrameSource) -> None:
-        self._config, self._chat, self._frames = config, chat, frames
+        super().__init__(chat)
+        self._config, self._frames = config, frames
         # nothing was drawn into the pictures, so no word tells of it
         self._questions = TwoQuestions(chat, MOTION_PROMPT, LOOKS_PROMPT, lambda _: "")
 
@@ -48,18 +50,6 @@ class ChatAnnotatorByNoun:
         """Model, sampling and prompts."""
         config = self._config.model_dump(mode="json", exclude=set(AnnotatorConfig.model_fields))
         return chat_label("annotator", REVISION, config, self._chat.settings, self._questions.prompts)
-
-    async def setup(self) -> None:
-        """Open the server's client."""
-        await self._chat.start()
-
-    async def close(self) -> None:
-        """Close the server's client."""
-        await self._chat.close()
-
-    async def probe(self) -> None:
-        """Ask the server for a word."""
-        await self._chat.probe()
 
     async def process_one(self, job: SegmenterJob) -> MentionTextSet:
         """Texts on each mention, or the reason why there are none: a subject that does nothing, or a text that is of no
@@ -82,7 +72,7 @@ class ChatAnnotatorByNoun:
         is_subject = mention.role == "subject"
         told = await self._questions.ask(mention.mention_id, shown.pictures, about, is_subject=is_subject)
         if isinstance(told, Dropped):
-            return rejection(clip, mention.mention_id, mention.noun, told)
+            return QuarantineEntry.of_clip(clip, "annotator", *told, subject_id=mention.mention_id, noun=mention.noun)
         return MentionText(mention_id=mention.mention_id, noun=mention.noun, **told._asdict())
 
     def _show(self, clip: Clip) -> Shown:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, JsonValue
 
+from agents.chat_agent import ChatAgent
 from agents.chat_prompt import chat_label, read_prompt, tag_of
 from agents.refiner import REVISION as SAMPLES_REVISION
 from agents.refiner import TEMPLATE, Note, RefinerConfig, SampleMaker, Worded
@@ -46,11 +47,12 @@ class RefinerReply(Record):
     objects: tuple[ObjectText, ...]
 
 
-class ChatRefiner:
+class ChatRefiner(ChatAgent):
     """RefinerJob to SampleSet, one question a clip as a rule. `labels` are those of the agents before it."""
 
     def __init__(self, config: ChatRefinerConfig, chat: StructuredChat, labels: tuple[AgentLabel, ...]) -> None:
-        self._config, self._chat = config, chat
+        super().__init__(chat)
+        self._config = config
         self._prompt = read_prompt(PROMPT, RefinerReply)
         self._wording = self.label().engine
         self._maker = SampleMaker(config, (*labels, self.label()))
@@ -59,18 +61,6 @@ class ChatRefiner:
         """Model, sampling and prompt."""
         config = self._config.model_dump(mode="json") | {"samples_revision": SAMPLES_REVISION}
         return chat_label("refiner", REVISION, config, self._chat.settings, (self._prompt,))
-
-    async def setup(self) -> None:
-        """Open the server's client."""
-        await self._chat.start()
-
-    async def close(self) -> None:
-        """Close the server's client."""
-        await self._chat.close()
-
-    async def probe(self) -> None:
-        """Ask the server for a word."""
-        await self._chat.probe()
 
     async def process_one(self, job: RefinerJob) -> SampleSet:
         """The clip's samples; every kept track is in one or, with the reason, in `rejected`.

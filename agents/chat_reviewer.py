@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 from pydantic import Field
 
 from agents.base import FrameSource
+from agents.chat_agent import ChatAgent
 from agents.chat_prompt import chat_label, prompt_hash, read_prompt, sampling_of, tag_of
 from agents.marked_frames import Mask, marked_picture, mask_on
 from infra.chat import JsonObject
@@ -94,11 +95,11 @@ class RegionCaptioner(Protocol):
         """Free what `setup` took."""
 
 
-class ChatRegionCaptioner:
+class ChatRegionCaptioner(ChatAgent):
     """Descriptions by a chat model that sees, shown the frame with the region outlined."""
 
     def __init__(self, chat: StructuredChat) -> None:
-        self._chat = chat
+        super().__init__(chat)
         self._prompt = read_prompt(DESCRIBE_PROMPT, RegionReply)
         self.name = f"chat:{chat.settings.model}"
 
@@ -109,10 +110,6 @@ class ChatRegionCaptioner:
     def settings(self) -> JsonObject:
         """Model, sampling and prompt."""
         return {**sampling_of(self._chat.settings), "prompt_hash": prompt_hash((self._prompt,))}
-
-    async def setup(self) -> None:
-        """Open the server's client."""
-        await self._chat.start()
 
     async def describe(self, image: Image, mask: Mask, region_id: str) -> str:
         """What the model says; raises BadReplyError and ChatError."""
@@ -129,14 +126,6 @@ class ChatRegionCaptioner:
             )
         )
         return " ".join(reply.text.split())
-
-    async def probe(self) -> None:
-        """Ask the server for a word."""
-        await self._chat.probe()
-
-    async def close(self) -> None:
-        """Close the server's client."""
-        await self._chat.close()
 
 
 class ChatReviewer:
@@ -245,12 +234,7 @@ def _ruled(track: Track, answer: Answer, detail: str) -> Verdict:
 
 def _rejection(clip: Clip, track: Track, verdict: Verdict) -> QuarantineEntry:
     assert verdict.reason is not None, "only dropped tracks are rejected"
-    return QuarantineEntry(
-        subject_id=track.track_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        noun=track.noun,
-        stage="reviewer",
-        reason=verdict.reason,
-        evidence="; ".join(f"{check.name}: {check.detail}" for check in verdict.checks),
+    evidence = "; ".join(f"{check.name}: {check.detail}" for check in verdict.checks)
+    return QuarantineEntry.of_clip(
+        clip, "reviewer", verdict.reason, evidence, subject_id=track.track_id, noun=track.noun
     )

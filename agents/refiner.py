@@ -343,12 +343,7 @@ def _no_sample(case: _Case, track: Track) -> QuarantineEntry:
     has_caption = track.track_id in case.captions
     why = "no question was asked of it by the configuration" if has_caption else "the annotator gave no caption of it"
     mention = case.mentions[track.mention_id]
-    return QuarantineEntry(
-        subject_id=track.track_id,
-        source_id=case.clip.source_id,
-        clip_id=case.clip.clip_id,
-        noun=track.noun,
-        stage="refiner",
-        reason="no_sample",
-        evidence=f"{mention.number} {mention.role}, kept by the reviewer, but {why}",
+    evidence = f"{mention.number} {mention.role}, kept by the reviewer, but {why}"
+    return QuarantineEntry.of_clip(
+        case.clip, "refiner", "no_sample", evidence, subject_id=track.track_id, noun=track.noun
     )

@@ -187,12 +187,7 @@ def _look_at(image: Image, masks: ObjectMasks, position: int) -> Look | None:
 def _rejection(job: ReviewerJob, track: Track, verdict: Verdict) -> QuarantineEntry:
     assert verdict.reason is not None, "only dropped tracks are rejected"
     against = [check for check in verdict.checks if check.outcome == "disagrees"]
-    return QuarantineEntry(
-        subject_id=track.track_id,
-        source_id=job.clip.source_id,
-        clip_id=job.clip.clip_id,
-        noun=track.noun,
-        stage="reviewer",
-        reason=verdict.reason,
-        evidence="; ".join(f"{check.name}: {check.detail}" for check in against),
+    evidence = "; ".join(f"{check.name}: {check.detail}" for check in against)
+    return QuarantineEntry.of_clip(
+        job.clip, "reviewer", verdict.reason, evidence, subject_id=track.track_id, noun=track.noun
     )

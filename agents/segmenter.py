@@ -261,12 +261,6 @@ def _track(clip: Clip, mention: Mention, nth: int, masks: ObjectMasks) -> Track:
 
 
 def _entry(clip: Clip, mention: Mention, reason: Reason, evidence: str) -> QuarantineEntry:
-    return QuarantineEntry(
-        subject_id=mention.mention_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        noun=mention.noun,
-        stage="segmenter",
-        reason=reason,
-        evidence=evidence,
+    return QuarantineEntry.of_clip(
+        clip, "segmenter", reason, evidence, subject_id=mention.mention_id, noun=mention.noun
     )

@@ -137,12 +137,5 @@ def _with_rejected(job: TextRefinerJob, measured: RefinerJob, refined: SampleSet
 
 
 def _no_text(clip: Clip, track: Track, why: Reason) -> QuarantineEntry:
-    return QuarantineEntry(
-        subject_id=track.track_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        noun=track.noun,
-        stage="refiner",
-        reason="no_sample",
-        evidence=f"the annotator left out its mention {track.mention_id}: {why}",
-    )
+    evidence = f"the annotator left out its mention {track.mention_id}: {why}"
+    return QuarantineEntry.of_clip(clip, "refiner", "no_sample", evidence, subject_id=track.track_id, noun=track.noun)

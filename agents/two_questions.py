@@ -9,8 +9,7 @@ from typing import NamedTuple, TypeVar
 from agents.chat_prompt import ChatPrompt, read_prompt, tag_of
 from infra.chat import ImagePart, JsonObject
 from infra.structured_chat import Question, StructuredChat
-from schemas.clip import Clip
-from schemas.quarantine import QuarantineEntry, Reason
+from schemas.quarantine import Reason
 from schemas.record import Record
 
 
@@ -99,19 +98,6 @@ class TwoQuestions:
 
     def _fault(self, text: str) -> str:
         return self._fault_of(text) if text.strip() else "is empty"
-
-
-def rejection(clip: Clip, subject_id: str, noun: str, dropped: Dropped) -> QuarantineEntry:
-    """The annotator's entry on a track or mention that is left out."""
-    return QuarantineEntry(
-        subject_id=subject_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        noun=noun,
-        stage="annotator",
-        reason=dropped.reason,
-        evidence=dropped.evidence,
-    )
 
 
 def _plain(text: str) -> str:

@@ -123,14 +123,8 @@ def _nearest(
 
 
 def _entry(clip: Clip, said: str, distance: float, near_distance: float) -> QuarantineEntry:
-    return QuarantineEntry(
-        subject_id=clip.clip_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        stage="source",
-        reason="near_duplicate",
-        evidence=f"fingerprints {distance:.3f} apart, at most {near_distance:g} for a copy, from {said}",
-    )
+    evidence = f"fingerprints {distance:.3f} apart, at most {near_distance:g} for a copy, from {said}"
+    return QuarantineEntry.of_clip(clip, "source", "near_duplicate", evidence)
 
 
 def _bench_folders(profile: DecontaminationProfile) -> dict[Path, tuple[str, ...]]:

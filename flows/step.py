@@ -158,15 +158,8 @@ def _commit(role: Role, batch: BatchDone[Any, Any], by_id: dict[str, Clip], run:
 
 
 def _entry(role: Role, clip: Clip, failure: JobFailure) -> QuarantineEntry:
-    return QuarantineEntry(
-        subject_id=clip.clip_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        stage=role,
-        reason=failure.reason,
-        evidence=f"{failure.attempts} tries: {steady(failure.evidence)}",
-        retryable=True,
-    )
+    evidence = f"{failure.attempts} tries: {steady(failure.evidence)}"
+    return QuarantineEntry.of_clip(clip, role, failure.reason, evidence, retryable=True)
 
 
 def _place(entry: QuarantineEntry) -> int:

@@ -227,11 +227,5 @@ def _within(item: GivenObject, clip: Clip) -> GivenObject | None:
 
 def _not_visible(clip: Clip, ref: MaskRef) -> QuarantineEntry:
     names = ", ".join(ref.objects)
-    return QuarantineEntry(
-        subject_id=clip.clip_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        stage="source",
-        reason="not_visible",
-        evidence=f"no mask of {names} in frames {clip.start_frame} to {clip.end_frame - 1}",
-    )
+    evidence = f"no mask of {names} in frames {clip.start_frame} to {clip.end_frame - 1}"
+    return QuarantineEntry.of_clip(clip, "source", "not_visible", evidence)

@@ -219,12 +219,6 @@ def _seconds(clip: Clip) -> float:
 
 
 def _too_short(clip: Clip, config: ClipConfig) -> QuarantineEntry:
-    return QuarantineEntry(
-        subject_id=clip.clip_id,
-        source_id=clip.source_id,
-        clip_id=clip.clip_id,
-        stage="source",
-        reason="shot_too_short",
-        evidence=f"the shot [{clip.start_s:.3f}, {clip.end_s:.3f}) s lasts {_seconds(clip):.3f} s, "
-        f"below {config.min_shot_s:g} s",
-    )
+    span = f"[{clip.start_s:.3f}, {clip.end_s:.3f}) s"
+    evidence = f"the shot {span} lasts {_seconds(clip):.3f} s, below {config.min_shot_s:g} s"
+    return QuarantineEntry.of_clip(clip, "source", "shot_too_short", evidence)

@@ -1,9 +1,10 @@
 """Quarantine: what was dropped or failed, each with its reason and evidence."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
+from schemas.clip import Clip
 from schemas.record import Record
 
 Stage = Literal["source", "analyzer", "segmenter", "annotator", "reviewer", "refiner"]
@@ -80,3 +81,27 @@ class QuarantineEntry(Record):
     reason: Reason
     evidence: str
     retryable: bool = False
+
+    @classmethod
+    def of_clip(
+        cls,
+        clip: Clip,
+        stage: Stage,
+        reason: Reason,
+        evidence: str,
+        *,
+        subject_id: str = "",
+        noun: str = "",
+        retryable: bool = False,
+    ) -> Self:
+        """What left the graph of a clip: its mention or track `subject_id`, or the clip itself where none is given."""
+        return cls(
+            subject_id=subject_id or clip.clip_id,
+            source_id=clip.source_id,
+            clip_id=clip.clip_id,
+            noun=noun,
+            stage=stage,
+            reason=reason,
+            evidence=evidence,
+            retryable=retryable,
+        )

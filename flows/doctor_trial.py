@@ -116,7 +116,7 @@ class _Trial:
                 f"loaded in {tried.load_s:.1f} s, a clip of {clip.end_s - clip.start_s:.1f} s in {tried.work_s:.1f} s: "
                 f"{num_kept(tried.output)} {self._chain.output[role].field}",
                 f"{len(tried.output.rejected)} dropped",
-                *([tried.tokens.brief()] if tried.tokens else ()),
+                *([str(tried.tokens)] if tried.tokens else ()),
                 *([f"{tried.gpu_bytes / 2**30:.1f} GiB of GPU memory"] if tried.gpu_bytes else ()),
             ]
         )

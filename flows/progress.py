@@ -33,8 +33,8 @@ class AgentProgress:
 
     `cached` clips were found in the lake and are not opened to count what they hold; `failed` ones died or raised, in
     this run or in one before (`failed_before`, which are among `cached` too); `skipped` ones did so in an agent before;
-    all are among `done`. `elapsed_s` runs from the agent's first clip; its `workers` were at work for `busy_s` of it,
-    all added up, in `batches`. `stored_bytes` went to the lake; `tokens` is None for an agent that asks no chat server.
+    all are among `done`. `elapsed_s` runs from the agent's first clip; `batches` sums up the work of its `workers`.
+    `stored_bytes` went to the lake; `tokens` is None for an agent that asks no chat server.
     """
 
     total: int
@@ -46,7 +46,6 @@ class AgentProgress:
     skipped: int = 0
     kept: int = 0
     dropped: int = 0
-    busy_s: float = 0.0
     elapsed_s: float = 0.0
     stored_bytes: int = 0
     tokens: TokenCount | None = None
@@ -56,6 +55,11 @@ class AgentProgress:
     def worked(self) -> int:
         """Clips worked on in this run, with success or without."""
         return self.done - self.cached - self.skipped
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which its workers worked, all added up."""
+        return self.batches.busy_s
 
     @property
     def rate_per_s(self) -> float:
@@ -82,7 +86,7 @@ class AgentProgress:
             return f"all {self.total} clips are in the lake{failed}"
         left = "" if self.left_s is None or self.done == self.total else f", ETA {duration(self.left_s)}"
         skipped = f", skipped {self.skipped}" if self.skipped else ""
-        asked = f", {self.tokens.brief()}" if self.tokens else ""
+        asked = f", {self.tokens}" if self.tokens else ""
         return (
             f"done {self.done} of {self.total} clips (cached {self.cached}), kept {self.kept}, dropped {self.dropped}"
             f"{failed}{skipped}, {self.rate_per_s:.2f} clips/s, busy {100 * self.busy_share:.0f} %{asked}{left}"
@@ -140,7 +144,6 @@ class BuildProgress:
                 skipped=old.skipped + skipped,
                 kept=old.kept + kept,
                 dropped=old.dropped + dropped,
-                busy_s=old.busy_s + busy_s,
                 elapsed_s=time.monotonic() - began_s if began_s else 0.0,
                 stored_bytes=old.stored_bytes + stored_bytes,
                 tokens=added(old.tokens, tokens),

@@ -22,12 +22,6 @@ class TokenCount(Record):
         return TokenCount(**{name: mine[name] + theirs[name] for name in mine})
 
     def __str__(self) -> str:
-        return (
-            f"{self.requests} requests and {self.cached} cached answers, {self.reasks} of them re-asks, "
-            f"{self.prompt_tokens} prompt and {self.completion_tokens} completion tokens"
-        )
-
-    def brief(self) -> str:
         """`40 requests (3 more cached, 2 re-asks), 9,120 + 840 tokens`, those read before those written."""
         return (
             f"{self.requests:,} requests ({self.cached:,} more cached, {self.reasks:,} re-asks), "

@@ -241,7 +241,7 @@ def test_costs_add_up_over_questions(chat_server: Any) -> None:
     says(chat_server, "no", GOOD)
     _, count = ask(chat_server, times=3)
     assert count == TokenCount(requests=4, reasks=1, prompt_tokens=44, completion_tokens=28)
-    assert str(count) == "4 requests and 0 cached answers, 1 of them re-asks, 44 prompt and 28 completion tokens"
+    assert str(count) == "4 requests (0 more cached, 1 re-asks), 44 + 28 tokens"
 
 
 def test_a_key_that_a_server_repeats_is_in_no_error(chat_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,4 +101,4 @@ def test_an_inner_meter_counts_in_place_of_the_outer_and_without_one_nothing_doe
 def test_counts_add_up_and_read_as_a_line() -> None:
     one, other = TokenCount(requests=2, prompt_tokens=1200), TokenCount(cached=3, reasks=1, completion_tokens=45)
     assert (added(None, None), added(one, None), added(None, other)) == (None, one, other)
-    assert str((added(one, other) or one).brief()) == "2 requests (3 more cached, 1 re-asks), 1,200 + 45 tokens"
+    assert str(added(one, other) or one) == "2 requests (3 more cached, 1 re-asks), 1,200 + 45 tokens"

@@ -24,7 +24,7 @@ from schemas.mention import Mention, MentionSet, Number, Role, SaidAttributes
 from schemas.quarantine import QuarantineEntry
 from schemas.record import Record, short_id
 
-REVISION = 1
+REVISION = 2
 PROMPT, GIVEN_PROMPT = "chat_analyze.md", "chat_analyze_given.md"
 PERSONS = frozenset({"person", *STAND_INS["person"]})
 
@@ -198,7 +198,7 @@ def _is_form(singular: str, noun: str, number: Number) -> bool:
 def _mention(clip: Clip, item: Found, text: str, places: Sequence[int]) -> Mention:
     noun = " ".join(item.thing.singular.lower().split())
     return Mention(
-        mention_id=short_id(clip.clip_id, item.start, noun),
+        mention_id=short_id(clip.clip_id, item.noun_start, noun),
         clip_id=clip.clip_id,
         noun=noun,
         phrase=text[item.start : item.end],

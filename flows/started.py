@@ -25,9 +25,11 @@ class StartedProcess(Record):
     @property
     def runs(self) -> bool:
         """Whether the noted process runs: its number may be another's by now, its number and beginning are not."""
-        with suppress(ChildProcessError):  # started by this very process: it would stay a zombie until waited for
+        runs = began(self.pid) == self.began
+        # waited for only after it was looked at: one that ended in between would be seen gone, and stay a zombie
+        with suppress(ChildProcessError):  # not started by this very process
             os.waitpid(self.pid, os.WNOHANG)
-        return began(self.pid) == self.began
+        return runs
 
     def stop(self, within_s: float) -> bool:
         """Ask it and its group to end, and kill them where they have not after `within_s`; False if it ran no more."""

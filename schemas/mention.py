@@ -1,11 +1,11 @@
 """Mention: a noun of the caption worth describing, with what the caption says of it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.quarantine import QuarantineEntry
-from schemas.record import Record
+from schemas.record import Record, check_unique
 from schemas.words import Colour, Direction, Place
 
 Role = Literal["subject", "other"]
@@ -51,3 +51,8 @@ class MentionSet(Record):
     clip_id: str
     mentions: tuple[Mention, ...]
     rejected: tuple[QuarantineEntry, ...]
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        check_unique([mention.mention_id for mention in self.mentions])
+        return self

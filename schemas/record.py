@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated
 
 import pyarrow as pa
@@ -39,3 +40,9 @@ def content_id(*parts: Record | str | int | float | None) -> str:
 def short_id(*parts: Record | str | int | float | None) -> str:
     """The first 16 hex digits of `content_id`, for ids that people read."""
     return content_id(*parts)[:16]
+
+
+def check_unique(ids: Sequence[str]) -> None:
+    """Raises ValueError where two things of one clip bear one id: the texts of one would pass for the other's."""
+    if twice := sorted({one for one in ids if ids.count(one) > 1}):
+        raise ValueError(f"ids must differ within a clip, got more than once: {', '.join(twice)}")

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from schemas.quarantine import QuarantineEntry
-from schemas.record import FrameIndex, Record, Share
+from schemas.record import FrameIndex, Record, Share, check_unique
 
 
 class ObjectMasks(Record):
@@ -54,3 +54,8 @@ class TrackSet(Record):
     clip_id: str
     tracks: tuple[Track, ...]
     rejected: tuple[QuarantineEntry, ...]
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        check_unique([track.track_id for track in self.tracks])
+        return self

@@ -78,6 +78,14 @@ def test_mentions_are_in_the_order_of_the_text_at_their_exact_places(chat_server
     assert len({m.mention_id for m in found.mentions}) == 4
 
 
+def test_phrases_that_begin_alike_give_mentions_of_their_own(chat_server: Any) -> None:
+    caption = "A dog behind another dog runs."
+    says(chat_server, {"subjects": [thing("A dog", "dog")], "others": [thing("A dog behind another dog", "dog")]})
+    (found,) = analyze(chat_server, clip(caption))
+    assert [mention.phrase for mention in found.mentions] == ["A dog", "A dog behind another dog"]
+    assert len({mention.mention_id for mention in found.mentions}) == 2
+
+
 FLAWS = {
     "a noun that is not there": (thing("a cat"), "'a cat' does not stand in the caption"),
     "part of a word": (thing("a coa", "coa"), "'a coa' does not stand in the caption"),

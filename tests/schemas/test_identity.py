@@ -5,10 +5,13 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from schemas.clip import Clip, split_of
 from schemas.label import AgentLabel
+from schemas.mention import Mention, MentionSet, SaidAttributes
 from schemas.record import Record, content_id, short_id
+from schemas.track import ObjectMasks, Track, TrackSet
 
 GOLDEN = "c7d10e63287c00e3088d45eaec1987058f78cccc2dae18ede606318f015b9c3d"
 
@@ -72,3 +75,33 @@ def test_a_clip_spans_something(spans: dict[str, float]) -> None:
     rest = {"clip_id": "c", "source_id": "s", "video": "v.mp4", "video_sha256": "0" * 64, "license": "", "fps": 25}
     with pytest.raises(ValueError, match="end must come after the start"):
         Clip.model_validate(rest | given_spans | {"height_px": 4, "width_px": 4, "caption": "A dog."})
+
+
+def test_two_mentions_of_one_id_are_refused() -> None:
+    dog = Mention(
+        mention_id="m1",
+        clip_id="c",
+        noun="dog",
+        phrase="a dog",
+        start_char=0,
+        end_char=5,
+        role="subject",
+        number="singular",
+        detector_class="dog",
+        class_similarity=1.0,
+        said=SaidAttributes(count=1),
+    )
+    other = dog.model_copy(update={"mention_id": "m2"})
+    assert MentionSet(clip_id="c", mentions=(dog, other), rejected=()).mentions == (dog, other)
+    with pytest.raises(ValidationError, match="ids must differ within a clip, got more than once: m1"):
+        MentionSet(clip_id="c", mentions=(dog, other, dog), rejected=())
+
+
+def test_two_tracks_of_one_id_are_refused() -> None:
+    masks = ObjectMasks(
+        detector_class="dog", frame_idx=(0,), frame_time_s=(0.0,), rle=("04",), height_px=2, width_px=2, score=1.0
+    )
+    tracks = tuple(Track(track_id=one, clip_id="c", mention_id="m", noun="dog", masks=masks) for one in "ab")
+    assert TrackSet(clip_id="c", tracks=tracks, rejected=()).tracks == tracks
+    with pytest.raises(ValidationError, match="got more than once: b"):
+        TrackSet(clip_id="c", tracks=(*tracks, tracks[1]), rejected=())

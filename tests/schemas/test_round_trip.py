@@ -3,6 +3,7 @@
 import io
 import types
 import typing
+from operator import attrgetter
 from typing import Annotated, Literal, get_args, get_origin
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from schemas.caption import CaptionSet, MentionTextSet
 from schemas.clip import Clip
 from schemas.given import GivenMasks, GivenObject
 from schemas.label import AgentLabel
-from schemas.mention import MentionSet
+from schemas.mention import Mention, MentionSet
 from schemas.quarantine import QuarantineEntry
 from schemas.record import Record
 from schemas.sample import MAX_MASKED_FRAMES, Sample, SampleObject, SampleSet, Turn
@@ -76,7 +77,8 @@ def values(annotation: object, bounds: tuple[object, ...] = ()) -> st.SearchStra
 def tuples(args: tuple[object, ...], bounds: tuple[object, ...]) -> st.SearchStrategy:
     if args[-1] is not Ellipsis:
         return st.tuples(*(values(arg) for arg in args))
-    return st.lists(values(args[0]), min_size=min_length(bounds), max_size=3).map(tuple)
+    alike = {Mention: attrgetter("mention_id"), Track: attrgetter("track_id")}.get(args[0])
+    return st.lists(values(args[0]), min_size=min_length(bounds), max_size=3, unique_by=alike).map(tuple)
 
 
 def floats(bounds: tuple[object, ...]) -> st.SearchStrategy[float]:

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test journeys check format perf proof proof-bench judge test-vllm quality chaos chaos-train clean
+.PHONY: install demo test journeys check format perf perf-gpu proof proof-bench judge test-vllm quality chaos chaos-train clean
 
 install: .venv/installed
 
@@ -44,6 +44,9 @@ perf: install .venv-vllm/installed  ## processor time against plain ways of doin
 	$(BIN)/python perf/loader.py
 	$(BIN)/python perf/chat.py
 	$(BIN)/python perf/vllm_tokens.py
+
+perf-gpu: install  ## clips a second of the paper's segmenter at real sizes on this machine's GPU, and how busy that is
+	$(BIN)/python -m perf.segmenter
 
 proof: install  ## that object tokens carry identity, colour and direction: trains two small models into proof-out/
 	$(BIN)/videorefer doctor --fetch

@@ -303,7 +303,7 @@ class Tally:
         failed = ", ".join(f"{kind} {self.failed[kind]}" for kind in sorted(self.failed))
         lines = [
             f"{name}: {self.jobs} jobs in {self.took_s:.1f} s, {asked / self.took_s:.0f} answers/s, "
-            f"window full for {100 * self.busy_s / self.took_s:.0f} %; {self.count}",
+            f"requests in flight {100 * self.busy_s / self.took_s:.0f} % of the most; {self.count}",
             f"  mis-assigned {self.misassigned}, failed {sum(self.failed.values())}, as they had to: {failed}",
             *(f"  WRONG: {line}" for line in self.wrong[:10]),
         ]
@@ -315,7 +315,7 @@ def hold(jobs: Iterable[Clip], settings: ChatSettings, transport: httpx.MockTran
     chat = StructuredChat(settings, None, 2, lambda wanted: ChatClient(wanted, transport))
     tally = Tally(0, 0.0, 0.0, TokenCount(), Counter(), 0, [])
     start_s = time.perf_counter()
-    pool = AsyncPool(lambda: Asker(chat), window=settings.concurrency, batch_size=32, timeout_s=600, max_attempts=2)
+    pool = AsyncPool(lambda: Asker(chat), window=2 * settings.concurrency, batch_size=32, timeout_s=600, max_attempts=2)
     waiting, lock = iter(jobs), threading.Lock()
 
     def serve_units() -> None:

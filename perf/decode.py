@@ -29,14 +29,14 @@ NEEDED = 6.0
 """Times less processor time for 4 frames, with a key frame a second."""
 
 
-def make_clip(path: Path, images: list[npt.NDArray[np.uint8]], gop_s: int) -> None:
-    """20 s of the images to and fro in H.264 with a key frame every `gop_s` seconds."""
+def make_clip(path: Path, images: list[npt.NDArray[np.uint8]], gop_s: int, seconds: int = SECONDS) -> None:
+    """The images to and fro in H.264 for so long, with a key frame every `gop_s` seconds."""
     to_and_fro = itertools.cycle([*images, *images[-2:0:-1]])
     height_px, width_px = (side // 2 * 2 for side in images[0].shape[:2])
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"g": str(gop_s * FPS)})
         stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
-        for image in itertools.islice(to_and_fro, FPS * SECONDS):
+        for image in itertools.islice(to_and_fro, FPS * seconds):
             picture = np.ascontiguousarray(image[:height_px, :width_px])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())

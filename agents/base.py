@@ -57,7 +57,7 @@ class AsyncAgent(Protocol[JobT, OutT_co]):
 
 
 class FrameSource(Protocol):
-    """Exact frames of a clip's video by displayed index."""
+    """Exact frames of a clip's video by displayed index, for any number of threads at once."""
 
     def read(self, clip: Clip, frame_idx: Sequence[int], long_side_px: int) -> Frames:
         """Frames at the given indices, in that order, shrunk so that no side exceeds `long_side_px`.

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.caption import ColourShare, MotionFacts
-from schemas.mask import area_px, box_xyxy_px, decode
+from schemas.mask import area_px, box_xyxy_px, centroid_xy_px, decode
 from schemas.record import BoxXyxyPx
 from schemas.track import ObjectMasks
 from schemas.words import COLOURS, Colour, Direction, Place, Size, Speed
@@ -124,18 +124,18 @@ def motion_facts(masks: ObjectMasks, start_s: float, end_s: float) -> MotionFact
     if len(seen) < 2:
         return None
     diagonal_px = float(np.hypot(masks.height_px, masks.width_px))
-    boxes = np.array([box_xyxy_px(counts, masks.height_px, masks.width_px) for _, counts in seen])
-    times_s = np.array([time_s for time_s, _ in seen])
+    boxes = np.array([box_xyxy_px(item.counts, masks.height_px, masks.width_px) for item in seen])
+    times_s = np.array([item.time_s for item in seen])
     num_end = min(5, max(1, len(seen) // 8))
     first, last = slice(0, num_end), slice(len(seen) - num_end, None)
 
-    centroids = [_centroid(masks, [counts for _, counts in seen[part]]) for part in (first, last)]
+    centroids = [_centroid(masks, [item.counts for item in seen[part]]) for part in (first, last)]
     moved_px = _displacement_px(boxes[first], boxes[last], centroids[1] - centroids[0], masks)
     elapsed_s = float(np.median(times_s[last]) - np.median(times_s[first]))
     dx, dy = (float(value) for value in moved_px / diagonal_px)
     travelled = float(np.hypot(dx, dy))
 
-    areas_px = np.array([area_px(counts) for _, counts in seen], dtype=np.float64)
+    areas_px = np.array([item.area_px for item in seen], dtype=np.float64)
     third = max(1, len(seen) // 3)
     growth = float(np.median(areas_px[-third:]) / np.median(areas_px[:third]))
     scale = _scale(boxes[:third], boxes[-third:], areas_px[:third], areas_px[-third:], masks)
@@ -179,21 +179,26 @@ class _Scale(NamedTuple):
     end_px: float
 
 
-def _visible(masks: ObjectMasks, start_s: float, end_s: float) -> list[tuple[float, str]]:
+class _Seen(NamedTuple):
+    """A frame that shows an object: when, with which mask, and how many pixels that has."""
+
+    time_s: float
+    counts: str
+    area_px: int
+
+
+def _visible(masks: ObjectMasks, start_s: float, end_s: float) -> list[_Seen]:
     return [
-        (time_s, counts)
+        _Seen(time_s, counts, area)
         for time_s, counts in zip(masks.frame_time_s, masks.rle, strict=True)
-        if counts is not None and start_s <= time_s < end_s and area_px(counts) > 0
+        if counts is not None and start_s <= time_s < end_s and (area := area_px(counts))
     ]
 
 
 def _centroid(masks: ObjectMasks, rles: Sequence[str]) -> npt.NDArray[np.float64]:
     """Median (x, y) of the masks' centroids, in pixels."""
-    points = []
-    for counts in rles:
-        moments = cv2.moments(decode(counts, masks.height_px, masks.width_px).astype(np.uint8), binaryImage=True)
-        points.append((moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]))
-    return np.asarray(np.median(np.array(points), axis=0), dtype=np.float64)
+    points = [centroid_xy_px(counts, masks.height_px, masks.width_px) for counts in rles]
+    return np.asarray(np.median(points, axis=0), dtype=np.float64)
 
 
 def _displacement_px(

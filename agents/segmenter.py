@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -13,12 +13,13 @@ from agents.base import FrameSource, MaskTracker
 from agents.histogram import hsv_histogram, intersection
 from agents.measure import colour_shares, motion_facts
 from agents.resolve import Candidate, Resolution, ResolveConfig, resolve
+from infra.video import Image
 from schemas.caption import ColourShare
 from schemas.clip import Clip
 from schemas.given import GivenMasks, GivenObject
 from schemas.jobs import SegmenterJob
 from schemas.label import AgentLabel
-from schemas.mask import box_xyxy_px, decode
+from schemas.mask import box_xyxy_px, check_size, decode, rle_iou
 from schemas.mention import Mention
 from schemas.quarantine import QuarantineEntry, Reason
 from schemas.record import Record, Share, short_id
@@ -112,12 +113,15 @@ class Segmenter:
         long_enough = [item for item in found if _num_visible(item) >= self._config.min_visible_frames]
         with_colours = any(mention.said.colours for mention in mentions)
         num_found = Counter(item.detector_class for item in long_enough)
+        in_company = [num_found[item.detector_class] > 1 for item in long_enough]
+        images = self._images(clip, long_enough, with_colours, in_company)
         candidates = [
-            self._candidate(clip, item, with_colours, num_found[item.detector_class] > 1) for item in long_enough
+            self._candidate(clip, item, images, with_colours, in_company=alike)
+            for item, alike in zip(long_enough, in_company, strict=True)
         ]
         tracks: list[Track] = []
         rejected: list[QuarantineEntry] = []
-        outcomes = self._one_thing_once(resolve(mentions, candidates, self._config.resolve), long_enough)
+        outcomes = self._one_thing_once(clip, resolve(mentions, candidates, self._config.resolve), long_enough)
         for mention, outcome in zip(mentions, outcomes, strict=True):
             tracks += [_track(clip, mention, nth, long_enough[index]) for nth, index in enumerate(outcome.picked)]
             if outcome.reason is not None:
@@ -125,13 +129,18 @@ class Segmenter:
                 rejected.append(_entry(clip, mention, reason, evidence))
         return TrackSet(clip_id=clip.clip_id, tracks=tuple(tracks), rejected=tuple(rejected))
 
-    def _one_thing_once(self, outcomes: Sequence[Resolution], found: Sequence[ObjectMasks]) -> list[Resolution]:
+    def _one_thing_once(
+        self, clip: Clip, outcomes: Sequence[Resolution], found: Sequence[ObjectMasks]
+    ) -> list[Resolution]:
         """The outcomes, refused where a pick covers the same pixels as one whose track is better."""
         best_first = sorted((-found[i].score, i, o.mention_id) for o in outcomes for i in o.picked)
         twins: dict[str, str] = {}
         kept: list[int] = []
         for _, index, mention_id in best_first:
-            overlap = max((_mean_iou(found[index], found[other]) for other in kept), default=0.0)
+            for counts in found[index].rle:
+                if counts is not None:
+                    check_size(counts, clip.height_px, clip.width_px)
+            overlap = max((_mean_iou(found[index], found[other], clip) for other in kept), default=0.0)
             if overlap > self._config.max_overlap:
                 twins[mention_id] = f"its track overlaps a better one by {overlap:.2f}: one thing found twice"
             else:
@@ -158,7 +167,23 @@ class Segmenter:
         least = self._config.min_visible_frames
         return "track_too_short", f"seen in {max(brief)} tracked frames at most, {least} are needed"
 
-    def _candidate(self, clip: Clip, masks: ObjectMasks, with_colours: bool, in_company: bool) -> Candidate:
+    def _images(
+        self, clip: Clip, found: Sequence[ObjectMasks], with_colours: bool, in_company: Sequence[bool]
+    ) -> dict[int, Image]:
+        """The frames on which colours and likeness of all objects are measured, in one read, by frame index."""
+        colour_frames = self._config.colour_frames if with_colours else 0
+        wanted: set[int] = set()
+        for masks, alike in zip(found, in_company, strict=True):
+            for count in (colour_frames, self._config.likeness_frames if alike else 0):
+                wanted.update(index for index, _ in _spread(masks, count))
+        if not wanted:
+            return {}
+        frame_idx = sorted(wanted)
+        return dict(zip(frame_idx, self._frames.read(clip, frame_idx, self._config.colour_long_side_px), strict=True))
+
+    def _candidate(
+        self, clip: Clip, masks: ObjectMasks, images: Mapping[int, Image], with_colours: bool, *, in_company: bool
+    ) -> Candidate:
         seen = [counts for counts in masks.rle if counts is not None]
         boxes = np.array([box_xyxy_px(counts, masks.height_px, masks.width_px) for counts in seen])
         x1, y1, x2, y2 = np.median(boxes, axis=0)
@@ -168,7 +193,7 @@ class Segmenter:
             detector_class=masks.detector_class,
             score=masks.score,
             visible_share=len(seen) / len(masks.rle),
-            colours=self._colours(clip, masks) if with_colours else (),
+            colours=self._colours(masks, images) if with_colours else (),
             x_share=float((x1 + x2) / 2 / masks.width_px),
             y_share=float((y1 + y2) / 2 / masks.height_px),
             travel_x_diag=motion.displacement_x_diag if motion else None,
@@ -177,34 +202,37 @@ class Segmenter:
             back_x_diag=back_x,
             back_y_diag=back_y,
             breaks_off=_breaks_off(boxes, masks),
-            likeness=self._likeness(clip, masks) if in_company else 1.0,
+            likeness=self._likeness(masks, images) if in_company else 1.0,
         )
 
-    def _colours(self, clip: Clip, masks: ObjectMasks) -> tuple[ColourShare, ...]:
+    def _colours(self, masks: ObjectMasks, images: Mapping[int, Image]) -> tuple[ColourShare, ...]:
         """The colours of an object's pixels over a few frames, evenly spread over those that show it."""
-        return colour_shares(np.concatenate(self._pixels(clip, masks, self._config.colour_frames)))
+        return colour_shares(np.concatenate(_pixels(masks, images, self._config.colour_frames)))
 
-    def _likeness(self, clip: Clip, masks: ObjectMasks) -> float:
+    def _likeness(self, masks: ObjectMasks, images: Mapping[int, Image]) -> float:
         """How alike the object looks in the first and the second half of its frames: histogram intersection."""
-        looks = [hsv_histogram(pixels) for pixels in self._pixels(clip, masks, self._config.likeness_frames)]
+        looks = [hsv_histogram(pixels) for pixels in _pixels(masks, images, self._config.likeness_frames)]
         half = len(looks) // 2
         if not half:
             return 1.0
         alike = intersection(np.mean(looks[:half], axis=0), np.mean(looks[half:], axis=0))
         return min(1.0, alike)  # sums of shares may pass 1 by rounding
 
-    def _pixels(self, clip: Clip, masks: ObjectMasks, count: int) -> list[npt.NDArray[np.uint8]]:
-        """(N, 3) pixels of an object in up to `count` frames, evenly spread over those that show it."""
-        seen = [(index, rle) for index, rle in zip(masks.frame_idx, masks.rle, strict=True) if rle is not None]
-        places = np.unique(np.linspace(0, len(seen) - 1, count).round().astype(int))
-        picked = [seen[place] for place in places]
-        frames = self._frames.read(clip, [index for index, _ in picked], self._config.colour_long_side_px)
-        pixels: list[npt.NDArray[np.uint8]] = []
-        for frame, (_, counts) in zip(frames, picked, strict=True):
-            mask = decode(counts, masks.height_px, masks.width_px).astype(np.uint8)
-            small = cv2.resize(mask, frame.shape[1::-1], interpolation=cv2.INTER_AREA)
-            pixels.append(frame[small > 0])
-        return pixels
+
+def _spread(masks: ObjectMasks, count: int) -> list[tuple[int, str]]:
+    """Up to `count` frames with their counts, evenly spread over those that show the object."""
+    seen = [(index, counts) for index, counts in zip(masks.frame_idx, masks.rle, strict=True) if counts is not None]
+    return [seen[place] for place in np.unique(np.linspace(0, len(seen) - 1, count).round().astype(int))]
+
+
+def _pixels(masks: ObjectMasks, images: Mapping[int, Image], count: int) -> list[npt.NDArray[np.uint8]]:
+    """(N, 3) pixels of an object in up to `count` frames, evenly spread over those that show it."""
+    pixels: list[npt.NDArray[np.uint8]] = []
+    for index, counts in _spread(masks, count):
+        mask = decode(counts, masks.height_px, masks.width_px).astype(np.uint8)
+        small = cv2.resize(mask, images[index].shape[1::-1], interpolation=cv2.INTER_AREA)
+        pixels.append(images[index][small > 0])
+    return pixels
 
 
 def _back_diag(boxes: npt.NDArray[np.float64], masks: ObjectMasks) -> tuple[float, float]:
@@ -233,17 +261,10 @@ def _breaks_off(boxes: npt.NDArray[np.float64], masks: ObjectMasks) -> bool:
     return bool(inside[number[1:][comes]].any() or inside[number[:-1][goes]].any())
 
 
-def _mean_iou(a: ObjectMasks, b: ObjectMasks) -> float:
-    """Mean IoU of two objects over the frames that show both, 0 where there is none."""
+def _mean_iou(a: ObjectMasks, b: ObjectMasks, clip: Clip) -> float:
+    """Mean IoU of two objects of a clip over the frames that show both, 0 where there is none."""
     other = dict(zip(b.frame_idx, b.rle, strict=True))
-    both = [(counts, other.get(frame)) for frame, counts in zip(a.frame_idx, a.rle, strict=True)]
-    ious = []
-    for one, two in both:
-        if one is not None and two is not None:
-            first, second = (decode(counts, a.height_px, a.width_px) for counts in (one, two))
-            either = int((first | second).sum())
-            ious.append(int((first & second).sum()) / either if either else 0.0)
-    return float(np.mean(ious)) if ious else 0.0
+    return rle_iou(a.rle, [other.get(frame) for frame in a.frame_idx], (clip.height_px, clip.width_px))
 
 
 def _num_visible(masks: ObjectMasks) -> int:

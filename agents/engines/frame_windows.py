@@ -1,12 +1,17 @@
 """Which frames of a clip a tracker looks at, and how they come: some at a time, the next ones while it works."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
 from infra.video import Frames
 from schemas.clip import Clip
+
+ItemT = TypeVar("ItemT")
+DoneT = TypeVar("DoneT")
 
 ReadFrames = Callable[[Sequence[int]], Frames]
 """Frames at the given places of the tracked ones, in that order: (N, height, width, 3) RGB."""
@@ -23,18 +28,28 @@ def even_frames(clip: Clip, fps: float, min_frames: int, max_frames: int) -> lis
     return [int(index) for index in np.unique(picked)]
 
 
-def read_ahead(read: ReadFrames, places: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Frames]]:
-    """Windows of up to `size` places with their frames, in order; the next window is read by a thread meanwhile.
+def read_ahead(
+    read: Callable[[Sequence[int]], DoneT], places: Sequence[int], size: int
+) -> Generator[tuple[Sequence[int], DoneT]]:
+    """Windows of up to `size` places with what `read` gives for them; the next one is read by a thread meanwhile.
 
     At most two windows are held. Raises what `read` raises, when the window is due.
     """
     windows = [places[first : first + size] for first in range(0, len(places), size)]
-    if not windows:
-        return
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(read, windows[0])
-        for window, following in zip(windows, [*windows[1:], None], strict=True):
-            frames = coming.result()
-            if following is not None:
-                coming = pool.submit(read, following)
-            yield window, frames
+    return in_a_thread(lambda window: (window, read(window)), windows, ahead=1)
+
+
+def in_a_thread(work: Callable[[ItemT], DoneT], items: Iterable[ItemT], ahead: int) -> Generator[DoneT]:
+    """What `work` makes of each item, in order; a thread does up to `ahead` items more than were taken.
+
+    The items are made by the caller's own thread. Raises what `work` raises, when its item is due; a caller that stops
+    early waits for the items that were begun.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        begun: deque[Future[DoneT]] = deque()
+        for item in items:
+            begun.append(thread.submit(work, item))
+            if len(begun) > ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()

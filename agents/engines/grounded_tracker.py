@@ -1,13 +1,13 @@
 """The paper's segmenter: nouns to boxes on one frame, boxes to masks, masks through the clip both ways."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco
 from pydantic import Field
 
 from agents.base import Detection, Engine, FrameSource
@@ -19,8 +19,12 @@ from agents.engines.sam2_video import FramePrompt, Masklet
 from agents.engines.torch_run import CheckpointConfig
 from infra.video import Frames, Image
 from schemas.clip import Clip
+from schemas.mask import rle_iou
 from schemas.record import Record, Share
 from schemas.track import ObjectMasks
+
+_READERS = 4
+"""Threads that read prompt frames of several clips: the models wait for them."""
 
 
 class Configured(Protocol):
@@ -145,10 +149,11 @@ class GroundedTracker:
         reels = [self._reel(clip) for clip, _ in asked]
         wanted = [(len(reel.frame_idx), sorted(set(nouns))) for reel, (_, nouns) in zip(reels, asked, strict=True)]
         found = find_nouns(partial(self._look, reels), wanted, self.config.prompt_frames)
+        prompted = [(reel, one) for reel, own in zip(reels, found, strict=True) for one in own]
+        images = _read_all([(reel, (one.place,)) for reel, one in prompted])
         boxed = [
-            (reel.read([place])[0], [box.box_xyxy_px for box in detections])
-            for reel, own in zip(reels, found, strict=True)
-            for place, detections in own
+            (image, [box.box_xyxy_px for box in one.detections])
+            for (image,), (_, one) in zip(images, prompted, strict=True)
         ]
         # each clip is carried as soon as its masks are there, before those of the clips behind it are made
         masks = self._mask_model.masks_many(boxed)
@@ -163,11 +168,8 @@ class GroundedTracker:
         return Reel(clip, tuple(frame_idx), read)
 
     def _look(self, reels: Sequence[Reel], questions: Sequence[Question]) -> list[list[list[Detection]]]:
-        shown = [
-            (image, question.nouns)
-            for question in questions
-            for image in reels[question.position].read(question.places)
-        ]
+        frames = _read_all([(reels[question.position], question.places) for question in questions])
+        shown = [(image, question.nouns) for question, own in zip(questions, frames, strict=True) for image in own]
         boxes = iter(self._detector.detect_nouns(shown))
         return [list(islice(boxes, len(question.places))) for question in questions]
 
@@ -240,11 +242,10 @@ def to_prompts(seeds: Sequence[Seed]) -> list[FramePrompt]:
     return [FramePrompt(place, np.stack([seed.mask for seed in seeds if seed.place == place])) for place in places]
 
 
-def rle_iou(one: Sequence[str | None], other: Sequence[str | None], size_px: tuple[int, int]) -> float:
-    """Mean IoU of two objects over the frames that show both, 0 without one, from COCO counts of masks of one size."""
-    both = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
-    rles = [[{"size": list(size_px), "counts": counts.encode("ascii")} for counts in pair] for pair in both]
-    return float(np.mean([coco.iou([a], [b], [False])[0, 0] for a, b in rles])) if both else 0.0
+def _read_all(asked: Sequence[tuple[Reel, Sequence[int]]]) -> list[Frames]:
+    """Frames of several clips, in the order asked, read side by side."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda one: one[0].read(one[1]), asked))
 
 
 def _with(seed_score: float, stability: float) -> float:

@@ -1,6 +1,8 @@
 """SAM 2: objects through a clip, both ways from the frames on which their masks are known."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -8,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from agents.engines.frame_windows import ReadFrames, read_ahead
+from agents.engines.frame_windows import ReadFrames, in_a_thread, read_ahead
+from agents.engines.sam2_step import ObjectBatch
 from agents.engines.torch_run import CheckpointConfig, Halving, placement
-from agents.engines.video_memory import forget, to_pixels, to_solid
+from agents.engines.video_memory import to_counts, to_pixels, to_runs
 from infra.checkpoints import checkpoint_folder, checkpoint_label
-from infra.video import Frames
-from schemas.mask import encode
 from schemas.record import Share
+
+_log = logging.getLogger(__name__)
 
 _MEAN_RGB = (0.485, 0.456, 0.406)
 _STD_RGB = (0.229, 0.224, 0.225)
@@ -39,10 +42,12 @@ class Sam2VideoConfig(CheckpointConfig):
     """What is found after it was out of sight for more tracked frames in a row is not taken for it, as SAM 2 then often
     goes over to something alike.
     """
-    frames_per_window: int = Field(default=32, ge=1)
-    """Frames read from the video at once; bounds memory for long clips."""
+    frames_per_window: int = Field(default=16, ge=1)
+    """Frames read from the video at once, while those before are worked on; nothing is worked on during the first."""
     frames_per_batch: int = Field(default=8, ge=1)
-    """Frames through the image encoder at once; halved where a GPU has no room for them."""
+    """Frames of a window through the image encoder at once; halved where a GPU has no room for them."""
+    objects_per_batch: int = Field(default=8, ge=1)
+    """Objects of a frame through the tracker at once; halved where a GPU has no room for them."""
 
 
 class FramePrompt(NamedTuple):
@@ -60,24 +65,34 @@ class Masklet(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What SAM 2 says of one session's objects on one frame: mask logits (objects, h, w), object scores (objects,)."""
+    """What SAM 2 says of one prompt's objects on one frame: mask logits (objects, h, w), object scores (objects,)."""
 
-    session: int
+    prompt: int
     place: int
     logits: Any
     object_logits: Any
 
 
+class Sighting(NamedTuple):
+    """An object in sight on a frame: its prompt, its number in it, COCO counts of its mask, and its stability."""
+
+    prompt: int
+    number: int
+    place: int
+    counts: str
+    stability: float
+
+
 class Sam2Video:
-    """Masks through a clip by `Sam2VideoModel` (Ravi et al. 2024) and its inference session.
+    """Masks through a clip by `Sam2VideoModel` (Ravi et al. 2024).
 
-    Objects that were found on one frame share a session. Those of another frame have one of their own, since a session
-    writes the memory of all its objects alike and would take the first ones' guess on that frame for given masks. All
-    sessions go through the clip together: one sweep forward, one back, in each of which every frame is read and
-    encoded once, however many sessions and objects there are.
+    Objects that were found on one frame go together (`sam2_step`). Those of another frame go by themselves, since SAM 2
+    writes the memory of all objects of a session alike and would take the first ones' guess on that frame for given
+    masks. All go through the clip at once: forward, then back, and in each sweep every frame is read and encoded once,
+    however many objects there are.
 
-    Frames come in windows, each read while the one before is worked on, and leave as run lengths; of the past a session
-    keeps what it still reads (`video_memory`).
+    Nothing in a step waits for the device. Frames come in windows, each read while the one before is worked on; masks
+    leave as run lengths, made by a thread while the device goes on.
     """
 
     name = "sam2"
@@ -85,6 +100,7 @@ class Sam2Video:
     def __init__(self, config: Sam2VideoConfig) -> None:
         self.config = config
         self._batches = Halving(config.frames_per_batch)
+        self._objects_per_batch = config.objects_per_batch
         self._model: Any = None
 
     def weights(self) -> tuple[str, ...]:
@@ -103,78 +119,97 @@ class Sam2Video:
     def masklets(
         self, read: ReadFrames, num_frames: int, size_px: tuple[int, int], prompts: Sequence[FramePrompt]
     ) -> list[Masklet]:
-        """One masklet per prompted object, in the order of the prompts; `size_px` is the video's height and width."""
+        """One masklet per prompted object, in the order of the prompts; `size_px` is the video's height and width.
+
+        Where CUDA is out of memory, the clip is begun again with half as many objects at once, as are all that follow.
+        """
+        import torch
+
+        while True:
+            parts = split(prompts, self._objects_per_batch)
+            most = max((len(prompt.masks) for prompt in parts), default=0)
+            try:
+                return self._masklets(read, num_frames, size_px, parts)
+            except torch.cuda.OutOfMemoryError:
+                if most < 2:
+                    raise
+            # only here, as the error being handled held the failed step's tensors
+            torch.cuda.empty_cache()
+            self._objects_per_batch = most // 2
+            _log.warning("CUDA out of memory with %d objects at once; going on with %d", most, most // 2)
+
+    def _masklets(
+        self, read: ReadFrames, num_frames: int, size_px: tuple[int, int], prompts: Sequence[FramePrompt]
+    ) -> list[Masklet]:
         first_object = np.cumsum([0, *(len(prompt.masks) for prompt in prompts)])
         start = [prompt.place for prompt in prompts for _ in prompt.masks]
         rle: list[list[str | None]] = [[None] * num_frames for _ in start]
         stability = np.zeros((len(start), num_frames))
-        for step in self.steps(read, num_frames, prompts):
-            shares = stability_of(step.logits, self.config.stability_delta)
-            in_sight = (step.object_logits.float().cpu().numpy() > self.config.min_object_logit) & (
-                shares >= self.config.min_stability
-            )
-            for number in np.flatnonzero(in_sight):
-                (mask,) = to_solid(step.logits[number : number + 1], *size_px)
-                if mask.sum() >= self.config.min_area_px:
-                    index = first_object[step.session] + number
-                    rle[index][step.place], stability[index, step.place] = encode(mask), shares[number]
+        steps = self.steps(read, num_frames, prompts)
+        for seen in chain.from_iterable(in_a_thread(partial(self._sightings, size_px), steps, ahead=2)):
+            index = first_object[seen.prompt] + seen.number
+            rle[index][seen.place], stability[index, seen.place] = seen.counts, seen.stability
         kept = [without_returns(own, place, self.config.max_gap_frames) for own, place in zip(rle, start, strict=True)]
         return [Masklet(own, _mean_where_seen(shares, own)) for own, shares in zip(kept, stability, strict=True)]
+
+    def _sightings(self, size_px: tuple[int, int], step: Step) -> list[Sighting]:
+        import torch
+
+        shares = stability_of(step.logits, self.config.stability_delta)
+        scores, shares = torch.stack([step.object_logits.double(), shares]).cpu().numpy()
+        numbers = np.flatnonzero((scores > self.config.min_object_logit) & (shares >= self.config.min_stability))
+        return [
+            Sighting(step.prompt, number, step.place, to_counts(runs, *size_px), shares[number])
+            for number, runs in zip(numbers.tolist(), to_runs(step.logits[numbers.tolist()], *size_px), strict=True)
+            if runs[1::2].sum() >= self.config.min_area_px
+        ]
 
     def steps(self, read: ReadFrames, num_frames: int, prompts: Sequence[FramePrompt]) -> Iterator[Step]:
         """What SAM 2 says, frame by frame: forward from the earliest prompt, then back from the latest."""
         if not prompts:
             return
-        sessions = [self._session(prompt, num_frames) for prompt in prompts]
         places = [prompt.place for prompt in prompts]
-        for reverse, order in ((False, range(min(places), num_frames)), (True, range(max(places) - 1, -1, -1))):
-            for place, features in self._encoded(read, order):
-                for number, session in enumerate(sessions):
-                    if place < places[number] if reverse else place >= places[number]:
-                        yield self._step(number, session, place, reverse, features)
+        batches = [self._object_batch(prompt, num_frames) for prompt in prompts]
+        forward, back = range(min(places), num_frames), range(max(places) - 1, -1, -1)
+        ways = chain.from_iterable(([False] * len(forward), [True] * len(back)))
+        for reverse, (place, levels) in zip(ways, self._encoded(read, [*forward, *back]), strict=True):
+            for number, batch in enumerate(batches):
+                if place < batch.place if reverse else place >= batch.place:
+                    yield Step(number, place, *batch.step(place, levels, reverse))
 
-    def _session(self, prompt: FramePrompt, num_frames: int) -> Any:
-        from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+    def _object_batch(self, prompt: FramePrompt, num_frames: int) -> ObjectBatch:
+        import torch
 
-        device, dtype = self._model.device, self._model.dtype
-        session = Sam2VideoInferenceSession(inference_device=device, inference_state_device=device, dtype=dtype)
-        session.processed_frames = range(num_frames)  # only their number is asked for: features are put in beforehand
-        for index, mask in enumerate(prompt.masks):
-            prompt_mask = to_prompt_mask(mask, self._model.image_size)
-            session.add_mask_inputs(session.obj_id_to_idx(index), prompt.place, prompt_mask)
-        session.obj_with_new_inputs = list(range(len(prompt.masks)))
-        return session
+        masks = torch.cat([to_prompt_mask(mask, self._model.image_size) for mask in prompt.masks])
+        return ObjectBatch(self._model, prompt.place, masks.to(self._model.device, self._model.dtype), num_frames)
 
-    def _encoded(self, read: ReadFrames, places: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _encoded(self, read: ReadFrames, places: Sequence[int]) -> Iterator[tuple[int, list[Any]]]:
         """Each place with its frame's features."""
-        for window, frames in read_ahead(read, places, self.config.frames_per_window):
-            features = chain.from_iterable(self._batches.batches(frames, self._encode))
+
+        def read_pixels(some: Sequence[int]) -> Any:
+            # in the reading thread, as a copy to the device waits for all that it has been given to do
+            return to_pixels(read(some), self._model.image_size, _MEAN_RGB, _STD_RGB, self._model)
+
+        for window, pixels in read_ahead(read_pixels, places, self.config.frames_per_window):
+            features = chain.from_iterable(self._batches.batches(pixels, self._encode))
             yield from zip(window, features, strict=True)
 
-    def _encode(self, frames: Frames) -> list[dict[str, Any]]:
+    def _encode(self, pixels: Any) -> list[list[Any]]:
+        """Of each frame the levels of its features, finest first, each (places, 1, channels)."""
         import torch
 
         with torch.inference_mode():
-            pixels = to_pixels(frames, self._model.image_size, _MEAN_RGB, _STD_RGB, self._model)
-            found = self._model.get_image_features(pixels, return_dict=True)
-        return [
-            {
-                "vision_feats": [level[:, index : index + 1] for level in found.fpn_hidden_states],
-                # of the position encodings, only those of the last level are read, and they are large
-                "vision_pos_embeds": [found.fpn_position_encoding[-1][:, index : index + 1]],
-            }
-            for index in range(len(frames))
-        ]
+            levels = self._model.get_image_features(pixels, return_dict=True).fpn_hidden_states
+        return [[level[:, index : index + 1] for level in levels] for index in range(len(pixels))]
 
-    def _step(self, number: int, session: Any, place: int, reverse: bool, features: dict[str, Any]) -> Step:
-        import torch
 
-        session.cache.clear_all()
-        session.cache.cache_vision_features(place, features)
-        with torch.inference_mode():
-            output = self._model(inference_session=session, frame_idx=place, reverse=reverse)
-        forget(session, place, self._model.config, reverse=reverse, comes_back=True)
-        return Step(number, place, output.pred_masks[:, 0], output.object_score_logits[:, 0])
+def split(prompts: Sequence[FramePrompt], most: int) -> list[FramePrompt]:
+    """The prompts, those of more than `most` objects as several of the same frame."""
+    return [
+        FramePrompt(place, masks[first : first + most])
+        for place, masks in prompts
+        for first in range(0, len(masks), most)
+    ]
 
 
 def to_prompt_mask(mask: npt.NDArray[np.bool_], side_px: int) -> Any:
@@ -189,14 +224,13 @@ def to_prompt_mask(mask: npt.NDArray[np.bool_], side_px: int) -> Any:
     return solid
 
 
-def stability_of(logits: Any, delta: float) -> npt.NDArray[np.float64]:
+def stability_of(logits: Any, delta: float) -> Any:
     """For each of (N, h, w) logits, its area above `delta` as a share of that above `-delta`; 0 without any area.
 
     SAM's stability score: what a small shift of the cut does to the mask.
     """
-    sure, likely = ((logits > cut).sum(dim=(1, 2)).double().cpu().numpy() for cut in (delta, -delta))
-    shares: npt.NDArray[np.float64] = sure / np.maximum(likely, 1)
-    return shares
+    sure, likely = ((logits > cut).sum(dim=(1, 2)) for cut in (delta, -delta))
+    return sure.double() / likely.clamp(min=1)
 
 
 def without_returns(rle: Sequence[str | None], start: int, max_gap_frames: int) -> tuple[str | None, ...]:

@@ -43,8 +43,8 @@ class Sam3TrackerConfig(CheckpointConfig):
     """An object is out of sight where its mask has fewer pixels, at the video's own size."""
     max_objects: int = Field(default=24, ge=1)
     """At most this many objects of a clip are followed at once."""
-    frames_per_window: int = Field(default=32, ge=1)
-    """Frames read from the video at once; bounds memory for long clips."""
+    frames_per_window: int = Field(default=16, ge=1)
+    """Frames read from the video at once, while those before are worked on; nothing is worked on during the first."""
 
 
 class HeldFrame(NamedTuple):
@@ -170,7 +170,7 @@ class Sam3Tracker:
         session.processed_frames.hold(place, to_pixels(frame, side_px, _MEAN_RGB, _STD_RGB, self._model)[0])
         output = self._model(inference_session=session, frame_idx=place)
         _forget_scores(session, place)
-        forget(session, place, self._model.tracker_model.config, reverse=False, comes_back=False)
+        forget(session, place, self._model.tracker_model.config)
         hidden = output.suppressed_obj_ids
         logits = {number: own for number, own in output.obj_id_to_mask.items() if number not in hidden}
         return HeldFrame(place, logits, dict(output.obj_id_to_tracker_score))

@@ -25,7 +25,9 @@ class Sliceable(Protocol):
 BatchT = TypeVar("BatchT", bound=Sliceable)
 OutT = TypeVar("OutT")
 
-_NO_OUTPUT = frozenset({"model", "device", "frames_per_batch", "frames_per_window", "boxes_per_batch"})
+_NO_OUTPUT = frozenset(
+    {"model", "device", "frames_per_batch", "frames_per_window", "boxes_per_batch", "objects_per_batch"}
+)
 """Fields of engines' configurations that say where and how, not what: the folder's content is in the weights' label."""
 
 
@@ -36,8 +38,10 @@ class CheckpointConfig(Record):
     """A folder that `save_pretrained` wrote, or the hub name of one that the hub's cache on this machine holds."""
     device: str = "auto"
     """`auto` is the GPU that the worker was given, the processor without one; else torch's own name for it."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Number format; on a GPU bfloat16 is faster and takes less memory. It does not follow from the device, since it
+    shapes the output, whose label is written where no GPU may be.
+    """
 
     def shaping(self) -> dict[str, Any]:
         """What shapes the output, ready for JSON: where the model lies and runs, and in which batches, does not."""
@@ -51,10 +55,7 @@ def placement(config: CheckpointConfig) -> "tuple[torch.device, torch.dtype]":
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if config.dtype == "auto":
-        return device, torch.bfloat16 if device.type == "cuda" else torch.float32
-    return device, getattr(torch, config.dtype)
+    return torch.device(name), getattr(torch, config.dtype)
 
 
 class Halving:

@@ -1,10 +1,11 @@
-"""What a session of SAM 2 or SAM 3 may forget: sessions of transformers keep every frame and output of a video.
+"""What goes into SAM 2 and SAM 3, what comes out of them, and what a session of SAM 3 may forget.
 
-Both models look back a fixed number of frames: `num_maskmem - 1` of them for what was seen (features of about 1 MB per
-object and frame), `max_object_pointers_in_encoder - 1` for pointers (1 kB), and at the frames that were prompted, which
-for SAM 3 are many, as it prompts itself: of these it reads the nearest few, and a pointer of each. All else is dropped
-as the sweep goes on. So a session's size depends on its objects and, but for those pointers, not on the length of the
-clip; what it answers stays the same bit by bit.
+Sessions of transformers keep every frame and output of a video. SAM 3 looks back a fixed number of frames:
+`num_maskmem - 1` of them for what was seen (features of about 1 MB per object and frame),
+`max_object_pointers_in_encoder - 1` for pointers (1 kB), and at the frames that were prompted, which are many, as it
+prompts itself: of these it reads the nearest few, and a pointer of each. All else is dropped as the sweep goes on. So a
+session's size depends on its objects and, but for those pointers, not on the length of the clip; what it answers stays
+the same bit by bit.
 """
 
 from collections.abc import Iterator, MutableMapping
@@ -12,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask as coco
 
 from infra.video import Frames
 
 _NEVER_READ = ("pred_masks", "high_res_masks")
 _SPATIAL = ("maskmem_features", "maskmem_pos_enc")
+_PIXELS_AT_ONCE = 2**24
+"""18 masks at 720p, 2 at 4K: some 200 MB while they are cut."""
 
 
 class PassingFrame:
@@ -37,19 +41,15 @@ class PassingFrame:
         self._held = {place: pixels}
 
 
-def forget(session: Any, place: int, config: Any, *, reverse: bool, comes_back: bool) -> None:
+def forget(session: Any, place: int, config: Any) -> None:
     """Drop from a session, after the step at `place`, what no later step reads; `config` is the tracker's own.
 
-    Steps are one frame apart. Where a sweep back follows (`comes_back`), the outputs next after the prompted frame are
-    kept for it: it reads them as the official predictor does when both sweeps use one session.
+    Steps are one frame apart and go forward.
     """
     for outputs in session.output_dict_per_obj.values():
         prompted, others = outputs["cond_frame_outputs"], outputs["non_cond_frame_outputs"]
-        start = min(prompted, default=place)
         for seen in list(others):
-            age = seen - place if reverse else place - seen
-            if comes_back and not reverse:
-                age = min(age, seen - start)
+            age = place - seen
             if age >= max(config.max_object_pointers_in_encoder, config.num_maskmem) - 1:
                 del others[seen]
             else:
@@ -58,6 +58,7 @@ def forget(session: Any, place: int, config: Any, *, reverse: bool, comes_back: 
             _lighten(prompted[seen], _NEVER_READ + _SPATIAL)
         for output in prompted.values():
             _lighten(output, ("high_res_masks",))
+            _part(output)
     for inputs in session.mask_inputs_per_obj.values():
         inputs.clear()
 
@@ -67,12 +68,21 @@ def _lighten(output: MutableMapping[str, Any], keys: tuple[str, ...]) -> None:
         output.pop(key, None)
 
 
+def _part(output: MutableMapping[str, Any]) -> None:
+    """An object's own copy of what was computed for all at once, which is else kept whole for as long as one is read:
+    objects are prompted on frames of their own.
+    """
+    features = output.get("maskmem_features")
+    if features is not None and features.untyped_storage().nbytes() > features.nbytes:
+        output["maskmem_features"] = features.clone()
+
+
 def _out_of_reach(prompted: MutableMapping[int, Any], place: int, config: Any) -> Iterator[int]:
     """Prompted frames of which only the pointers are read from now on: nearer ones are as many as the model takes."""
     if config.max_cond_frame_num > 0:
-        nearest_first = sorted(prompted, key=lambda seen: abs(seen - place))
+        nearest_first = sorted(prompted, reverse=True)
         yield from (
-            seen for seen in nearest_first[config.max_cond_frame_num :] if abs(seen - place) >= config.num_maskmem - 1
+            seen for seen in nearest_first[config.max_cond_frame_num :] if place - seen >= config.num_maskmem - 1
         )
 
 
@@ -105,3 +115,31 @@ def to_solid(logits: Any, height_px: int, width_px: int) -> npt.NDArray[np.bool_
         large = interpolate(own[None, None].float(), (height_px, width_px), mode="bilinear", align_corners=False)
         masks[index] = (large[0, 0] > 0).cpu().numpy()
     return masks
+
+
+def to_runs(logits: Any, height_px: int, width_px: int) -> list[npt.NDArray[np.int64]]:
+    """Of each of (N, h, w) logits the runs of its mask as `to_solid` has it, column by column, background first.
+
+    The device finds where pixels differ from the one before, so that only those places leave it. As many masks at once
+    as `_PIXELS_AT_ONCE` allows.
+    """
+    from torch.nn.functional import interpolate
+
+    area_px = height_px * width_px
+    runs: list[npt.NDArray[np.int64]] = []
+    at_once = max(1, _PIXELS_AT_ONCE // area_px)
+    for some in (logits[first : first + at_once] for first in range(0, len(logits), at_once)):
+        large = interpolate(some[:, None].float(), (height_px, width_px), mode="bilinear", align_corners=False)
+        solid = (large[:, 0] > 0).transpose(1, 2).flatten(1)
+        changes = solid.clone()
+        changes[:, 1:] ^= solid[:, :-1]
+        places = changes.flatten().nonzero()[:, 0].cpu().numpy()
+        own = np.split(places, np.searchsorted(places, np.arange(1, len(some)) * area_px))
+        runs += [np.diff(places - number * area_px, prepend=0, append=area_px) for number, places in enumerate(own)]
+    return runs
+
+
+def to_counts(runs: npt.NDArray[np.int64], height_px: int, width_px: int) -> str:
+    """COCO counts of a mask's runs, as `schemas.mask.encode` gives them of the mask."""
+    rle = coco.frPyObjects({"size": [height_px, width_px], "counts": runs.tolist()}, height_px, width_px)
+    return str(rle["counts"].decode("ascii"))

@@ -96,7 +96,7 @@ class CachedReader:
             height_px=info.height_px,
             width_px=info.width_px,
         )
-        cache = DecodeCache(path.parent, self._cache_dir, self._max_bytes, fills_windows=False)
+        cache = DecodeCache(path.parent, self._cache_dir, self._max_bytes)
         return cache.read(span, frame_idx, long_side_px)
 
 

@@ -127,6 +127,40 @@ def test_the_pixels_under_the_masks_decide_between_colours() -> None:
     assert result.rejected == ()
 
 
+def test_the_frames_of_all_objects_are_read_at_once() -> None:
+    """As each read decodes from a key frame on. Cars and colours change sides half-way, so that no other frame of a
+    clip would do.
+    """
+    asked: list[list[int]] = []
+
+    class TurningFrames(PaintedFrames):
+        def read(self, clip: Clip, frame_idx: Sequence[int], long_side_px: int) -> Frames:
+            asked.append(list(frame_idx))
+            frames = super().read(clip, frame_idx, long_side_px)
+            late = np.array(frame_idx) >= NUM_FRAMES // 2
+            frames[late] = frames[late, :, ::-1]
+            return frames
+
+    def car(first_x: int, then_x: int) -> ObjectMasks:
+        half = NUM_FRAMES // 2
+        return masks_at(first_x).model_copy(update={"rle": masks_at(first_x).rle[:half] + masks_at(then_x).rle[half:]})
+
+    red, blue = car(10, 70), car(70, 10)
+    mentions = (mention("b", "a blue car", colours=("blue",)), mention("r", "a red car", colours=("red",)))
+    segmenter = Segmenter(SegmenterConfig(), ScriptedTracker([red, blue]), TurningFrames())
+    (result,) = segmenter.process([job("c", *mentions)])
+    assert [(track.mention_id, track.masks) for track in result.tracks] == [("b", blue), ("r", red)]
+    assert len(asked) == 1
+
+
+def test_masks_of_another_size_than_the_clips_are_refused() -> None:
+    """pycocotools would compare them for ever."""
+    large = encode(np.ones((HEIGHT_PX, 2 * WIDTH_PX), dtype=bool))
+    odd = masks_at(70).model_copy(update={"rle": (large,) * NUM_FRAMES})
+    with pytest.raises(ValueError, match="RLE covers"):
+        run([masks_at(10), odd], mention("b", "two cars", number="plural", count=2))
+
+
 def test_every_mention_ends_once_and_a_refusal_says_why() -> None:
     result = run(
         [masks_at(10), masks_at(70), masks_at(40, name="dog", visible=2)],

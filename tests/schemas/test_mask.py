@@ -1,5 +1,7 @@
 """The mask codec writes what pycocotools writes, and what the format says."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from schemas.mask import area_px, box_xyxy_px, decode, encode, run_lengths
+from schemas.mask import area_px, box_xyxy_px, centroid_xy_px, check_size, decode, encode, rle_iou, run_lengths
 
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
 quick = settings(max_examples=80, deadline=None)
@@ -41,6 +43,21 @@ def reference_string(runs: list[int]) -> str:
     return text
 
 
+def reference_runs_of(text: str) -> list[int]:
+    """The runs behind a string, character by character."""
+    runs: list[int] = []
+    value = shift = 0
+    for char in text:
+        code = ord(char) - 48
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code >> 4) << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    return runs
+
+
 @quick
 @given(masks)
 def test_counts_are_those_of_pycocotools_and_of_the_format(mask: np.ndarray) -> None:
@@ -54,12 +71,17 @@ def test_counts_are_those_of_pycocotools_and_of_the_format(mask: np.ndarray) -> 
 
 @quick
 @given(masks)
-def test_area_and_box_are_those_of_the_pixels(mask: np.ndarray) -> None:
+def test_area_box_and_centroid_are_those_of_the_pixels(mask: np.ndarray) -> None:
     counts = encode(mask)
     ys, xs = np.nonzero(mask)
     box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0)
     assert area_px(counts) == mask.sum()
     assert box_xyxy_px(counts, *mask.shape) == box
+    if len(xs):
+        assert centroid_xy_px(counts, *mask.shape) == (xs.mean(), ys.mean())
+    else:
+        with pytest.raises(ValueError, match="empty mask"):
+            centroid_xy_px(counts, *mask.shape)
 
 
 def test_long_runs_need_several_characters() -> None:
@@ -108,6 +130,49 @@ def test_any_string_is_decoded_or_refused(counts: str) -> None:
         return
     assert mask.shape == (3, 4)
     assert mask.sum() == area_px(counts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=9))
+def test_runs_of_any_length_up_to_32_bits_are_read(runs: list[int]) -> None:
+    text = reference_string(runs)
+    assert reference_runs_of(text) == runs
+    assert run_lengths(text) == runs
+    assert area_px(text) == sum(runs[1::2])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=30).filter(lambda text: text[-1:] < "P"))
+def test_strings_that_nobody_wrote_give_the_runs_of_the_format_or_are_refused(text: str) -> None:
+    expected = reference_runs_of(text)
+    try:
+        got = run_lengths(text)
+    except ValueError:
+        longest = max(len(run) for run in re.findall("[P-o]*[0-O]", text))
+        assert longest > 7 or not all(0 <= run < 2**32 for run in expected)
+    else:
+        assert got == expected
+
+
+def test_runs_whose_sum_would_wrap_to_the_frames_size_are_refused() -> None:
+    """In 64 bits these add up to 16 pixels, and pycocotools would write them all."""
+    for runs in ([2**62, 2**62, 2**62, 2**62 + 16], [2**32 - 1] * 3 + [2**63]):
+        with pytest.raises(ValueError, match="COCO counts"):
+            check_size(reference_string(runs), 4, 4)
+
+
+@quick
+@given(
+    st.lists(st.tuples(hnp.arrays(np.bool_, (7, 5)), hnp.arrays(np.bool_, (7, 5)), st.sampled_from("xab")), max_size=5)
+)
+def test_overlap_in_time_is_the_mean_iou_over_the_frames_that_show_both(
+    frames: list[tuple[np.ndarray, np.ndarray, str]],
+) -> None:
+    one = [None if shown == "b" else encode(mask) for mask, _, shown in frames]
+    other = [None if shown == "a" else encode(mask) for _, mask, shown in frames]
+    both = [(a, b) for a, b, shown in frames if shown == "x"]
+    ious = [(a & b).sum() / (a | b).sum() if (a | b).any() else 0.0 for a, b in both]
+    assert rle_iou(one, other, (7, 5)) == pytest.approx(np.mean(ious) if ious else 0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 2, 1)])

@@ -1,10 +1,10 @@
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 
-from agents.engines.frame_windows import read_ahead
+from agents.engines.frame_windows import in_a_thread, read_ahead
 from infra.video import Frames
 
 
@@ -57,3 +57,26 @@ def test_a_reader_that_stops_early_leaves_no_thread() -> None:
     next(windows)
     windows.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_items_are_made_here_and_worked_on_elsewhere_so_many_ahead_of_the_reader(ahead: int) -> None:
+    made: list[int] = []
+    here, elsewhere = threading.get_ident(), set()
+
+    def items() -> Iterator[int]:
+        for number in range(6):
+            assert threading.get_ident() == here
+            made.append(number)
+            yield number
+
+    def doubled(number: int) -> int:
+        elsewhere.add(threading.get_ident())
+        return 2 * number
+
+    results = in_a_thread(doubled, items(), ahead)
+    assert next(results) == 0
+    assert made == list(range(ahead + 1))
+    assert list(results) == [2, 4, 6, 8, 10]
+    assert len(elsewhere) == 1
+    assert here not in elsewhere

@@ -1,6 +1,7 @@
 """Whole on tiny random checkpoints, whose masks mean nothing; what is found where and kept, on parts of a few lines."""
 
 from collections.abc import Iterator, Sequence
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from agents.base import Detection
 from agents.engines.frame_windows import ReadFrames
-from agents.engines.grounded_tracker import GroundedTracker, GroundedTrackerConfig, rle_iou
+from agents.engines.grounded_tracker import GroundedTracker, GroundedTrackerConfig
 from agents.engines.grounding_dino import GroundingDino, GroundingDinoConfig
 from agents.engines.hq_sam import Boxed, HqSam, HqSamConfig, Masks
 from agents.engines.sam2_video import FramePrompt, Masklet, Sam2Video, Sam2VideoConfig
@@ -18,7 +19,7 @@ from infra.pool import JobFailure, LocalPool
 from infra.video import Frames, Image, VideoError
 from schemas.clip import Clip
 from schemas.jobs import SegmenterJob
-from schemas.mask import box_xyxy_px, decode, encode
+from schemas.mask import box_xyxy_px, decode, encode, rle_iou
 from schemas.mention import Mention, MentionSet, SaidAttributes
 from schemas.record import BoxXyxyPx
 from schemas.track import ObjectMasks, TrackSet
@@ -320,18 +321,6 @@ def test_an_object_without_any_mask_left_is_no_track() -> None:
     assert tracked({20: [("dog", 0.9, box(50.2, width=0.1))]})[0] == []  # a mask without a pixel prompts nothing
 
 
-def test_overlap_in_time_is_the_mean_over_the_frames_of_both() -> None:
-    def counts(left: int) -> str:
-        mask = np.zeros((10, 20), dtype=bool)
-        mask[2:6, left : left + 8] = True
-        return encode(mask)
-
-    assert rle_iou([counts(0), None, counts(0)], [counts(4), counts(0), counts(0)], (10, 20)) == pytest.approx(
-        (4 / 12 + 1) / 2
-    )
-    assert rle_iou([counts(0), None], [None, counts(0)], (10, 20)) == 0
-
-
 def test_clips_asked_together_get_their_own_objects_in_the_order_asked() -> None:
     """By left edges, which tell clips and nouns apart; places differ too: the last clip's car is on a later frame."""
     shown = {
@@ -352,6 +341,24 @@ def test_clips_asked_together_get_their_own_objects_in_the_order_asked() -> None
     ]
     assert detector.calls == [4, 1]
     assert video_model.prompts == [(20, 2), (20, 1), (20, 1), (20, 1), (10, 1)]
+
+
+def test_prompt_frames_of_several_clips_are_read_side_by_side() -> None:
+    class InPairs(NoisyFrames):
+        """Gives no frame before a second one is asked for."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = Barrier(2)
+
+        def read(self, clip: Clip, frame_idx: Sequence[int], long_side_px: int) -> Frames:
+            self.both.wait(timeout=10)
+            return super().read(clip, frame_idx, long_side_px)
+
+    detector = BoxesByFrame({20: [("dog", 0.9, box(0))], 70: [("dog", 0.7, box(10))]})
+    tracker = GroundedTracker(detector, FilledBoxes(), StandingStill(), InPairs(), GroundedTrackerConfig())
+    found = tracker.track_many([(clip_of(41), ["dog"]), (clip_of(41, start=50), ["dog"])])
+    assert [lefts(own) for own in found] == [[("dog", 0)], [("dog", 10)]]
 
 
 def job_of(clip: Clip) -> SegmenterJob:

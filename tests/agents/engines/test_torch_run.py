@@ -64,13 +64,15 @@ def test_other_errors_pass() -> None:
         list(Halving(4).batches([0, 1], run))
 
 
-@pytest.mark.parametrize(("on_cuda", "expected"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_auto_is_bfloat16_on_cuda_and_float32_elsewhere(
-    on_cuda: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+def test_what_a_label_says_of_the_number_format_holds_on_every_device(
+    dtype: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_cuda)
-    device, dtype = placement(CheckpointConfig(model="m"))
-    assert (device.type, dtype) == ("cuda" if on_cuda else "cpu", expected)
+    config = CheckpointConfig.model_validate({"model": "m"} | ({"dtype": dtype} if dtype else {}))
+    named = getattr(torch, config.shaping()["dtype"])
+    for on_cuda in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda on_cuda=on_cuda: on_cuda)
+        assert placement(config) == (torch.device("cuda" if on_cuda else "cpu"), named)
 
 
 def test_what_is_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from agents.engines import video_memory
 from agents.engines.sam2_video import to_prompt_mask
-from agents.engines.video_memory import PassingFrame, forget, to_pixels, to_solid
+from agents.engines.video_memory import PassingFrame, forget, to_counts, to_pixels, to_runs, to_solid
 from infra.video import Frames
+from schemas.mask import encode, run_lengths
 
 ON_CPU = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
 
@@ -66,6 +68,20 @@ def test_logits_are_enlarged_before_they_are_cut() -> None:
     assert to_solid(logits[:0], 4, 4).shape == (0, 4, 4)
 
 
+@pytest.mark.parametrize("pixels_at_once", [1, 90 * 61 * 2, 2**24])
+def test_runs_are_those_of_the_solid_masks(pixels_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_memory, "_PIXELS_AT_ONCE", pixels_at_once)
+    logits = torch.randn(5, 12, 9, generator=torch.Generator().manual_seed(0))
+    logits[1], logits[2] = -1.0, 1.0  # nothing, and all: neither change may be taken for a neighbour's
+    runs = to_runs(logits, 90, 61)
+    masks = to_solid(logits, 90, 61)
+    assert [own.tolist() for own in runs] == [run_lengths(encode(mask)) for mask in masks]
+    assert [own[1::2].sum() for own in runs] == [mask.sum() for mask in masks]
+    assert [to_counts(own, 90, 61) for own in runs] == [encode(mask) for mask in masks]
+    assert masks[3:, 0, 0].tolist() != masks[3:, -1, -1].tolist()
+    assert to_runs(logits[:0], 4, 4) == []
+
+
 def test_one_frame_stands_for_all() -> None:
     frames = PassingFrame(9)
     frames.hold(3, "third")
@@ -76,11 +92,11 @@ def test_one_frame_stands_for_all() -> None:
 
 
 def session_after(prompted: list[int], others: list[int]) -> SimpleNamespace:
-    """A session with one object that has given output at these places."""
+    """A session with one object of three that have given output at these places."""
 
-    def output() -> dict[str, str]:
+    def output() -> dict[str, torch.Tensor]:
         keys = ("pred_masks", "high_res_masks", "object_pointer", "maskmem_features", "maskmem_pos_enc")
-        return dict.fromkeys(keys, "tensor")
+        return {key: torch.arange(24.0).view(3, 2, 4).permute(2, 0, 1)[:, 1:2] for key in keys}
 
     outputs = {
         "cond_frame_outputs": {place: output() for place in prompted},
@@ -92,25 +108,23 @@ def session_after(prompted: list[int], others: list[int]) -> SimpleNamespace:
 SAM3 = SimpleNamespace(num_maskmem=7, max_object_pointers_in_encoder=16, max_cond_frame_num=4)
 
 
-@pytest.mark.parametrize(("reverse", "place"), [(False, 70), (True, 30)])
-def test_of_many_prompted_frames_the_nearest_keep_their_memory_and_all_their_pointers(
-    reverse: bool, place: int
-) -> None:
+def test_of_many_prompted_frames_the_nearest_keep_their_memory_and_all_their_pointers() -> None:
     """SAM 3 prompts itself again and again; it reads the memory of the nearest four and the pointers of all."""
-    prompted = [0, 16, 32, 48, 64] if not reverse else [100, 84, 68, 52, 36]
+    prompted = [0, 16, 32, 48, 64]
     session = session_after(prompted, [])
-    forget(session, place, SAM3, reverse=reverse, comes_back=False)
+    forget(session, 70, SAM3)
     kept = session.output_dict_per_obj[0]["cond_frame_outputs"]
     assert [seen for seen in prompted if "maskmem_features" in kept[seen]] == prompted[1:]
     assert all("object_pointer" in output and "high_res_masks" not in output for output in kept.values())
     assert session.mask_inputs_per_obj == {0: {}}
+    memory = kept[64]["maskmem_features"]
+    assert memory[:, 0].tolist() == [[8, 12], [9, 13], [10, 14], [11, 15]]
+    assert memory.untyped_storage().nbytes() == memory.nbytes  # not that of all three objects
 
 
-@pytest.mark.parametrize(("comes_back", "first"), [(False, []), (True, [11, 12, 13, 14, 15])])
-def test_the_frames_after_the_prompt_are_kept_only_for_a_sweep_back(comes_back: bool, first: list[int]) -> None:
+def test_of_other_frames_the_last_six_keep_their_memory_and_the_last_fifteen_their_pointers() -> None:
     session = session_after([10], list(range(11, 51)))
-    forget(session, 50, SAM3, reverse=False, comes_back=comes_back)
+    forget(session, 50, SAM3)
     kept = session.output_dict_per_obj[0]["non_cond_frame_outputs"]
-    with_memory = [place for place, output in kept.items() if "maskmem_features" in output]
-    assert with_memory == [*first, 45, 46, 47, 48, 49, 50]
-    assert list(kept) == [*(range(11, 25) if comes_back else ()), *range(36, 51)]
+    assert [place for place, output in kept.items() if "maskmem_features" in output] == [45, 46, 47, 48, 49, 50]
+    assert list(kept) == list(range(36, 51))

@@ -30,7 +30,7 @@ from flows.metrics import AgentMetrics
 from flows.plan import Plan, plan_build
 from flows.pools import Pools
 from flows.preflight import preflight
-from flows.profile_config import ROLES, Profile, Role
+from flows.profile_config import MAX_UNITS_IN_FLIGHT, ROLES, Profile, Role
 from flows.progress import BuildProgress, ProgressSink
 from flows.publish import publish_build
 from flows.result import BuildResult
@@ -125,7 +125,8 @@ def _run_name() -> str:
 @flow(
     name="build",
     flow_run_name=_run_name,
-    task_runner=ThreadPoolTaskRunner(max_workers=64),  # type: ignore[arg-type]
+    # a step that waits for another holds a thread too
+    task_runner=ThreadPoolTaskRunner(max_workers=MAX_UNITS_IN_FLIGHT * len(ROLES)),  # type: ignore[arg-type]
     persist_result=False,
 )
 def build(

@@ -1,27 +1,33 @@
 """From a source to clips and units: what a build is about to work on."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flows.cut_rows import RowCuts
+from flows.cut_rows import CUT_ENGINE, RowCuts
 from flows.decontaminate import BenchVideos, bench_ids, bench_rows, near_duplicates
 from flows.profile_config import Profile
 from infra.lake import Lake
 from infra.sources import ClipSet, SourceRow, read_source
+from infra.work import CUTTING, AgentWork
 from schemas.clip import Clip
 from schemas.quarantine import QuarantineEntry
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The clips of a build in the order of their source, cut into units, and the rows that gave none."""
+    """The clips of a build in the order of their source, cut into units, and the rows that gave none.
+
+    `cutting` is what it took to cut the rows of which the lake held no clips, None where it held them all.
+    """
 
     videos_root: Path
     num_rows: int
     clips: tuple[Clip, ...]
     rejected: tuple[QuarantineEntry, ...]
     units: tuple[tuple[Clip, ...], ...]
+    cutting: AgentWork | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,10 @@ def plan_build(
     benches = BenchVideos(profile.decontamination, lake)
     if known.ignored_columns:
         say(f"columns that nobody reads: {', '.join(known.ignored_columns)}")
-    known = replace(known, found=known.cuts.cut(known.found, say))
+    held, start_s = known.found, time.monotonic()
+    known = replace(known, found=known.cuts.cut(held, say))
+    took_s = time.monotonic() - start_s
+    num_cut = sum(len(item.clips) for name, item in known.found.items() if name not in held)
     copies = near_duplicates(known.clips, benches.cut(say), profile.decontamination.near_distance, lake)
     clips = tuple(clip for clip in known.clips if clip.clip_id not in copies)
     return Plan(
@@ -87,6 +96,7 @@ def plan_build(
         clips=clips,
         rejected=(*known.unread, *_dropped_rows(known), *copies.values()),
         units=tuple(_units(clips, profile)),
+        cutting=AgentWork(agent=CUTTING, engine=CUT_ENGINE, clips=num_cut, busy_s=took_s) if num_cut else None,
     )
 
 
@@ -96,7 +106,12 @@ def _dropped_rows(known: KnownRows) -> Iterator[QuarantineEntry]:
         yield from (entry,) if entry else known.found[row.source_id].rejected
 
 
+def unit_size(profile: Profile, num_clips: int) -> int:
+    """Clips of a unit in a build of so many."""
+    return max(profile.clips_per_unit, -(-num_clips // profile.max_units))
+
+
 def _units(clips: Sequence[Clip], profile: Profile) -> Iterator[tuple[Clip, ...]]:
-    size = max(profile.clips_per_unit, -(-len(clips) // profile.max_units))
+    size = unit_size(profile, len(clips))
     for start in range(0, len(clips), size):
         yield tuple(clips[start : start + size])

@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def no_cutting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut_rows_module, "Cutter", NoCutting)
 
 
+def test_cutting_is_timed_where_rows_are_cut(two_videos: Path, tmp_path: Path) -> None:
+    first, again = planned(two_videos, tmp_path / "lake"), planned(two_videos, tmp_path / "lake")
+    assert first.cutting is not None
+    assert (first.cutting.agent, first.cutting.clips, first.cutting.cost) == ("cutting", len(first.clips), None)
+    assert first.cutting.busy_s > 0
+    assert again.cutting is None
+
+
 def test_rows_become_clips_in_the_order_of_the_source(two_videos: Path, tmp_path: Path) -> None:
     plan = planned(two_videos, tmp_path / "lake")
     assert [clip.source_id for clip in plan.clips] == ["row-a", "row-b"]
@@ -81,7 +90,8 @@ def test_units_hold_the_wished_number_of_clips_unless_they_would_become_too_many
 def test_a_second_plan_reads_no_video(two_videos: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     first = planned(two_videos, tmp_path / "lake")
     request.getfixturevalue("no_cutting")
-    assert planned(two_videos, tmp_path / "lake") == first
+    assert first.cutting
+    assert planned(two_videos, tmp_path / "lake") == replace(first, cutting=None)
 
 
 def test_a_changed_file_is_cut_again(two_videos: Path, tmp_path: Path, make_video: Any) -> None:
@@ -122,7 +132,7 @@ def test_a_limit_takes_the_first_rows_and_reads_no_other_video(
     first = planned(two_videos, tmp_path / "lake", limit=1)
     assert ([clip.source_id for clip in first.clips], first.num_rows) == (["row-a"], 1)
     request.getfixturevalue("no_cutting")
-    assert planned(two_videos, tmp_path / "lake", limit=1) == first
+    assert planned(two_videos, tmp_path / "lake", limit=1) == replace(first, cutting=None)
     (entry,) = planned(two_videos, tmp_path / "lake", limit=2).rejected
     assert (entry.source_id, entry.evidence) == ("row-b", "b.mp4: AssertionError: a video was read")
 

@@ -1,7 +1,11 @@
-"""The RayCluster: it has room for the actors of its profile, and runs of its worker find its Ray."""
+"""The RayCluster: its nodes have room for all pods and these for the actors of its profile, and runs of its worker find
+its Ray.
+"""
 
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import yaml
 from flows.profile_config import ROLES, Profile, Resources, load_profile
 
 KUBERNETES = Path(__file__).resolve().parents[2] / "infra/deploy/kubernetes"
+GUIDE = (KUBERNETES.parents[2] / "docs/cluster.md").read_text()
 PROFILE = KUBERNETES / "profiles" / "64-gpus.toml"
 CPU, GPU = 0, 1
 """Places of the groups."""
@@ -71,6 +76,84 @@ def nodes(group: Spec) -> list[list[float]]:
     return [[float(params["num-cpus"]), float(params.get("num-gpus", 0))] for _ in range(group["replicas"])]
 
 
+@dataclass(frozen=True)
+class Machine:
+    """A node of Kubernetes: its label and what it has and has left, by resource; memory in GiB."""
+
+    label: tuple[str, str]
+    has: Mapping[str, float]
+    left: dict[str, float]
+
+    def takes(self, pod: Spec) -> bool:
+        """Whether the scheduler may put it there."""
+        is_here = all(item == self.label for item in pod.get("nodeSelector", {}).items())
+        return is_here and all(self.left[name] >= asked for name, asked in requests(pod).items())
+
+    @property
+    def share_left(self) -> float:
+        """By which Kubernetes' default scheduler chooses (NodeResourcesFit, LeastAllocated): of CPUs and memory."""
+        return sum(self.left[name] / self.has[name] for name in ("cpu", "memory"))
+
+
+def machines(guide: str) -> list[Machine]:
+    """The nodes as the guide wants and labels them."""
+    ((cpus, memory_gib),) = re.findall(r"of eight GPUs, with (\d+) CPUs and (\d+) GiB of memory each", guide)
+    has = {"cpu": float(cpus), "memory": float(memory_gib), "nvidia.com/gpu": 8.0}
+    labelled = re.findall(r"^kubectl label nodes ((?:\w+ )+)(\S+)=(\w+)$", guide, re.MULTILINE)
+    return [Machine((key, value), has, dict(has)) for names, key, value in labelled for _ in names.split()]
+
+
+def requests(pod: Spec) -> dict[str, float]:
+    """What its containers ask for together."""
+    of_all = [container["resources"]["requests"] for container in pod["containers"]]
+    return {
+        name: sum(float(asked.get(name, "0").removesuffix("Gi")) for asked in of_all)
+        for name in ("cpu", "memory", "nvidia.com/gpu")
+    }
+
+
+def pods(cluster: Spec, deployments: Sequence[Spec]) -> list[Spec]:
+    """Every pod that the manifests make, those with the fewest GPUs first."""
+    makers = [(it["spec"]["replicas"], it["spec"]["template"]["spec"]) for it in deployments]
+    makers += [(it.get("replicas", 1), it["template"]["spec"]) for it in ray_groups(cluster)]
+    made = [pod for replicas, pod in makers for _ in range(replicas)]
+    return sorted(made, key=lambda pod: requests(pod)["nvidia.com/gpu"])
+
+
+def ray_groups(cluster: Spec) -> list[Spec]:
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def pending(cluster: Spec, deployments: Sequence[Spec]) -> list[str]:
+    """Pods that find no node, whether those that ask for little come first or last."""
+    faults = []
+    for order in (pods(cluster, deployments), pods(cluster, deployments)[::-1]):
+        nodes = machines(GUIDE)
+        for pod in order:
+            free = [node for node in nodes if node.takes(pod)]
+            if not free:
+                faults.append(f"{pod['containers'][0]['name']}: no node takes it")
+                continue
+            chosen = max(free, key=lambda node: node.share_left)
+            for name, asked in requests(pod).items():
+                chosen.left[name] -= asked
+    return faults
+
+
+def keyless(cluster: Spec, profile: Profile) -> list[str]:
+    """Containers in which agents work that lack a key of the profile's chat servers: the runs' own, and Ray's, where
+    workers ask by themselves.
+    """
+    keys = {chat.api_key_env for role in ROLES for chat in profile.chats(role).values()}
+    at_work = [cluster["headGroupSpec"]["template"]["spec"]["containers"][1]]
+    at_work += [group["template"]["spec"]["containers"][0] for group in cluster["workerGroupSpecs"]]
+    return [
+        f"{container['name']}: no {key}"
+        for container in at_work
+        for key in keys - {variable["name"] for variable in container["env"]}
+    ]
+
+
 def unreached(cluster: Spec) -> list[str]:
     """What keeps the runs of the worker from Ray's node, which they find by its process and its sockets, or actors from
     the frames, which are where the run says, on every node."""
@@ -94,10 +177,12 @@ def paths(container: Spec) -> dict[str, str]:
     return volumes | {"VIDEOREFER_CACHE": f"{cache} on {volumes.get(cache)}"}
 
 
-def num_gpus(cluster: Spec) -> int:
-    vllm, _ = yaml.safe_load_all((KUBERNETES / "vllm.yaml").read_text())
-    ray = sum(int(it["rayStartParams"].get("num-gpus", 0)) * it["replicas"] for it in cluster["workerGroupSpecs"])
-    return int(vllm["spec"]["replicas"]) + ray
+@pytest.fixture
+def deployments() -> list[Spec]:
+    """vLLM's and Prefect's, in that order."""
+    found = [next(yaml.safe_load_all((KUBERNETES / f"{name}.yaml").read_text())) for name in ("vllm", "prefect")]
+    assert [it["kind"] for it in found] == ["Deployment"] * 2
+    return found
 
 
 def test_all_actors_of_the_profile_find_room(cluster: Spec) -> None:
@@ -105,8 +190,29 @@ def test_all_actors_of_the_profile_find_room(cluster: Spec) -> None:
     assert unplaced(cluster, load_profile(str(PROFILE))) == []
 
 
-def test_it_has_the_gpus_of_its_name(cluster: Spec) -> None:
-    assert num_gpus(cluster) == 64
+def test_its_pods_take_the_gpus_of_its_name(cluster: Spec, deployments: list[Spec]) -> None:
+    assert sum(requests(pod)["nvidia.com/gpu"] for pod in pods(cluster, deployments)) == 64
+
+
+def test_all_pods_find_a_node(cluster: Spec, deployments: list[Spec]) -> None:
+    assert pending(cluster, deployments) == []
+
+
+def test_without_a_label_to_keep_to_vllm_leaves_no_whole_node(cluster: Spec, deployments: list[Spec]) -> None:
+    del deployments[0]["spec"]["template"]["spec"]["nodeSelector"]
+    assert "ray-worker: no node takes it" in pending(cluster, deployments)
+
+
+def test_without_a_label_to_keep_to_agents_take_vllms_nodes(cluster: Spec, deployments: list[Spec]) -> None:
+    del cluster["workerGroupSpecs"][GPU]["template"]["spec"]["nodeSelector"]
+    assert "vllm: no node takes it" in pending(cluster, deployments)
+
+
+def test_agents_have_the_keys_of_chat_servers_wherever_they_work(cluster: Spec) -> None:
+    profile = load_profile(str(PROFILE))
+    assert keyless(cluster, profile) == []
+    cluster["workerGroupSpecs"][GPU]["template"]["spec"]["containers"][0]["env"].pop(0)
+    assert keyless(cluster, profile) == ["ray-worker: no VLLM_API_KEY"]
 
 
 def test_runs_of_the_worker_find_its_ray_and_actors_their_files(cluster: Spec) -> None:
@@ -132,7 +238,7 @@ def test_a_resource_that_ray_is_not_told_of_is_found(cluster: Spec, flag: str) -
         lambda it: it["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"].clear(),
         lambda it: it["headGroupSpec"]["template"]["spec"]["containers"][1]["volumeMounts"].pop(0),
         lambda it: it["workerGroupSpecs"][GPU]["template"]["spec"]["containers"][0]["volumeMounts"].pop(),
-        lambda it: it["workerGroupSpecs"][GPU]["template"]["spec"]["containers"][0]["env"][0].update(
+        lambda it: it["workerGroupSpecs"][GPU]["template"]["spec"]["containers"][0]["env"][1].update(
             value="/tmp/cache"
         ),
     ],

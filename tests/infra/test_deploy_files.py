@@ -81,7 +81,7 @@ class Files:
 
     @property
     def services(self) -> dict[str, dict[str, Any]]:
-        """Of both compose files, merged as Compose does: mappings by key, all else replaced."""
+        """Of both compose files, merged as Compose does: mappings by key, volumes joined, all else replaced."""
         return merged(self.compose["services"], self.gpu["services"])
 
     def of_kind(self, kind: str) -> dict[str, dict[str, Any]]:
@@ -141,7 +141,8 @@ class Files:
 
 def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     both = {key: merged(one[key], other[key]) for key in one.keys() & other.keys() if isinstance(one[key], dict)}
-    return one | other | both
+    volumes = {"volumes": [*one["volumes"], *other["volumes"]]} if {"volumes"} <= one.keys() & other.keys() else {}
+    return one | other | both | volumes
 
 
 def holds_pod(found: dict[str, Any]) -> bool:

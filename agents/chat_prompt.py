@@ -60,12 +60,12 @@ def chat_label(
 ) -> AgentLabel:
     """The label of an agent behind a chat server: model and sampling, and no address, as the model may move.
 
-    What weights the server has is not known.
+    What weights the server has is known as far as the settings say.
     """
     return AgentLabel(
         agent=agent,
         engine=f"chat:{chat.model}",
-        weights=(),
+        weights=weights_of(chat),
         config_json=json.dumps(config | {"chat": sampling_of(chat)}, sort_keys=True),
         prompt_hash=prompt_hash(prompts),
         revision=revision,
@@ -78,6 +78,11 @@ def sampling_of(chat: ChatSettings) -> JsonObject:
     if chat.frequency_penalty:
         told["frequency_penalty"] = chat.frequency_penalty
     return told
+
+
+def weights_of(chat: ChatSettings) -> tuple[str, ...]:
+    """What the server computes with, for a label; nothing where the settings do not say."""
+    return (chat.weights,) if chat.weights else ()
 
 
 def tag_of(*ids: str) -> str:

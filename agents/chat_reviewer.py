@@ -12,7 +12,7 @@ from pydantic import Field
 
 from agents.base import FrameSource
 from agents.chat_agent import ChatAgent
-from agents.chat_prompt import chat_label, prompt_hash, read_prompt, sampling_of, tag_of
+from agents.chat_prompt import chat_label, prompt_hash, read_prompt, sampling_of, tag_of, weights_of
 from agents.marked_frames import Mask, marked_picture, mask_on
 from infra.chat import JsonObject
 from infra.structured_chat import Question, StructuredChat
@@ -104,8 +104,8 @@ class ChatRegionCaptioner(ChatAgent):
         self.name = f"chat:{chat.settings.model}"
 
     def weights(self) -> tuple[str, ...]:
-        """None: which weights the server has is not known."""
-        return ()
+        """What the server computes with, as far as the settings say."""
+        return weights_of(self._chat.settings)
 
     def settings(self) -> JsonObject:
         """Model, sampling and prompt."""
@@ -142,7 +142,7 @@ class ChatReviewer:
         config = self._config.model_dump(mode="json") | {"captioner": self._captioner.settings()}
         label = chat_label("reviewer", REVISION, config, self._chat.settings, (self._prompt,))
         engine = f"{self._captioner.name}+{label.engine}"
-        return label.model_copy(update={"engine": engine, "weights": self._captioner.weights()})
+        return label.model_copy(update={"engine": engine, "weights": (*self._captioner.weights(), *label.weights)})
 
     async def setup(self) -> None:
         """Open both."""

@@ -7,7 +7,7 @@ what is wrong, a bounded number of times. What stays without a score says why; i
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import Field
 
@@ -24,6 +24,13 @@ MAX_LOST_IN_A_ROW = 3
 
 class JudgeGoneError(ChatError):
     """The server has stopped answering: the run ends, and the same command goes on from what is kept."""
+
+
+class Judge(Chat, Protocol):
+    """A server that marks descriptions, and says of what release it is; `infra.chat_client.ChatClient` is one."""
+
+    async def server_version(self) -> str:
+        """Empty where it does not say."""
 
 
 class JudgeCase(Record):
@@ -99,7 +106,7 @@ class Judging(Record):
 
 
 async def judge_cases(
-    judge: Chat,
+    judge: Judge,
     cache: AnswerCache,
     rubric: Rubric,
     settings: JudgeSettings,
@@ -110,13 +117,13 @@ async def judge_cases(
 
     `on_done` is told of each, and whether the cache had all its answers.
 
-    An answer is on disk before it counts; the same call after a kill asks only what has no answer there, which is at
+    An answer is kept before it counts; the same call after a kill asks only what has no answer there, which is at
     most one window of questions that were under way. A case that the server does not answer is unscored (`no_reply`)
     and asked again by the next run. Raises ChatRefusedError at once, JudgeGoneError where MAX_LOST_IN_A_ROW cases get
     no answer, ChatLostError or ChatTooLongError where no case got one, and OSError where answers cannot be kept.
     """
-    run = _Run(judge, cache, rubric, settings)
     waiting = list(enumerate(cases))
+    run = _Run(judge, await judge.server_version() if waiting else "", cache, rubric, settings)
     done: dict[int, Judgement] = {}
     places = iter(waiting)
 
@@ -148,8 +155,9 @@ def _judgement(item_id: str, read: ReplyScores, reply: str, asks: int) -> Judgem
 class _Run:
     """What the cases of one run share."""
 
-    def __init__(self, judge: Chat, cache: AnswerCache, rubric: Rubric, settings: JudgeSettings) -> None:
-        self._judge, self._cache, self._rubric, self._settings = judge, cache, rubric, settings
+    def __init__(self, judge: Judge, version: str, cache: AnswerCache, rubric: Rubric, settings: JudgeSettings) -> None:
+        self._judge, self._version = judge, version
+        self._cache, self._rubric, self._settings = cache, rubric, settings
         self._schema = reply_schema(explained=settings.explained) if settings.reply_format == "json" else None
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._lost_in_a_row = 0
@@ -215,7 +223,7 @@ class _Run:
                 ) from error
             raise
         self._lost_in_a_row = 0
-        return completion
+        return completion.model_copy(update={"server_version": self._version})
 
     def judge_run(self) -> JudgeRun:
         """Who answered, as far as the server told."""

@@ -241,4 +241,5 @@ def kept_in(out: Path) -> Iterator[None]:
 
 
 def _has_answers(out: Path) -> bool:
-    return any((out / name).exists() for name in (ANSWERS_FILE, SCORES_FILE)) or any(out.glob(f"{JUDGE_FOLDER}/*.json"))
+    scored = any((out / name).exists() for name in (ANSWERS_FILE, SCORES_FILE))
+    return scored or any((out / JUDGE_FOLDER).rglob("*.json"))

@@ -201,7 +201,8 @@ def doctor(
         bool, typer.Option("--fetch", help="Fetch the weights and sample clips that are missing.")
     ] = False,
     trial: Annotated[
-        bool, typer.Option("--trial", help="Take one synthetic clip through each engine, here; loads them all.")
+        bool,
+        typer.Option("--trial", help="Take a synthetic clip through each engine, loaded here, and its vLLM servers."),
     ] = False,
     lake: Annotated[str | None, typer.Option("--lake", help="Also write to this lake.")] = None,
     ray: RayOption = None,
@@ -221,7 +222,7 @@ def doctor(
         if trial:
             from flows.doctor_trial import try_engines  # brings Ray with it
 
-            for finding in try_engines(resolved, say(as_json)):
+            for finding in try_engines(resolved, profile, say(as_json), ray):
                 findings.append(finding)
                 if not as_json:
                     print_findings([finding])

@@ -36,7 +36,8 @@ LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="Only the first N readable rows of the source.")
 ]
 RayOption = Annotated[
-    str | None, typer.Option("--ray", help="A Ray cluster to join, as host:port; else that of `up`, or one of its own.")
+    str | None,
+    typer.Option("--ray", help="A Ray cluster to join: host:port, or auto for one here; else `up`'s, or its own."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 

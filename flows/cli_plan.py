@@ -44,7 +44,8 @@ def plan(
     """How long a build of many clips takes, its GPU-hours, tokens and storage, for each agent.
 
     The first rows of the source are built into the lake and measured, unless a build of these very agents is there that
-    tells as much. A build by the same agents that follows tells how far off the forecast was.
+    tells as much; what it cannot tell is said. A build by the same agents that follows tells how far off the forecast
+    was.
     """
     with one_line_errors():
         if clips <= sample:
@@ -60,12 +61,12 @@ def plan(
             if before:  # a sample is not what users of the lake want next
                 set_latest(place, before)
         try:
-            forecast = foresee(manifest, resolved, clips, asked)
+            forecast = foresee(manifest, resolved, clips, asked, ray)
         except ForecastUsageError as error:
             fail(str(error), BAD_USAGE)
         put_forecast(place, forecast)
         if as_json:
-            print_json(forecast.model_dump(mode="json") | {"wall_s": forecast.slowest.wall_s})
+            print_json(forecast.model_dump(mode="json") | {"wall_s": forecast.clock and forecast.clock.wall_s})
         else:
             typer.echo(forecast_text(forecast))
 

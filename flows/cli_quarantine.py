@@ -22,8 +22,9 @@ quarantine_app = typer.Typer(
     help=(
         "What was dropped or failed, and why.\n\n"
         "An agent's verdict (`not_found`, `colour_mismatch`) or a bad row (`no_caption`) stays: the same input gives "
-        "the same again. A failure of the machine (`agent_error`, `agent_timeout`, `agent_died`) is retryable: the "
-        "clip was tried `max_attempts` times and is not tried again until `retry` takes it out."
+        "the same again. A failure of the machine (`agent_error`, `agent_timeout`, `agent_died`) or of a chat "
+        "server (`no_answer`; `request_declined`: a plain no to this clip's question, by a filter say) is retryable: "
+        "the clip was tried and is not tried again until `retry` takes it out."
     ),
 )
 

@@ -24,6 +24,9 @@ RUNS_AT_ONCE = 32
 
 ROWS_OF_A_RUN = 32
 
+CUT_ENGINE = "pyav+pyscenedetect"
+"""What cuts, in the label of the cuts and where the work is told."""
+
 
 def clip_key(clip: Clip) -> str:
     """Under which the fingerprint of a clip rests; clips of one shot share it."""
@@ -100,7 +103,7 @@ def _given_ids(clips: ClipSet) -> set[str]:
 def _label(agent: str, config: ClipConfig) -> AgentLabel:
     return AgentLabel(
         agent=agent,
-        engine="pyav+pyscenedetect",
+        engine=CUT_ENGINE,
         weights=(),
         config_json=config.model_dump_json(),
         prompt_hash="",

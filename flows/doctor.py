@@ -3,14 +3,8 @@
 import shutil
 from collections.abc import Callable
 
-from flows.doctor_checks import (
-    check_disk,
-    check_gpus,
-    check_lake,
-    check_python,
-    check_versions,
-    gpu_shares,
-)
+from flows.doctor_checks import check_disk, check_lake, check_python, check_versions
+from flows.doctor_room import check_room, needs_of
 from flows.doctor_servers import check_chats, check_ports, check_prefect, check_ray, check_vllms
 from flows.finding import Finding
 from flows.profile_config import Profile, load_profile
@@ -37,7 +31,7 @@ def fetch_weights(profile_name: str, say: Callable[[str], None]) -> None:
 def examine(profile: Profile, lake: str | None = None, ray_address: str | None = None) -> list[Finding]:
     """Every finding for a profile on this machine, in the order in which they would stop a build.
 
-    With `lake`, that one is written to; with `ray_address`, GPUs are those of that cluster.
+    With `lake`, that one is written to; with `ray_address`, room is looked for in that cluster.
     """
     return [
         Finding(what="profile", ok=True, detail=f"{profile.name}: {profile.description}"),
@@ -50,7 +44,7 @@ def examine(profile: Profile, lake: str | None = None, ray_address: str | None =
         _demo_clips(),
         check_prefect(),
         check_ray(ray_address),
-        check_gpus(gpu_shares(profile), ray_address),
+        *check_room(needs_of(profile), ray_address),
         *check_vllms(profile, ray_address),
         *check_chats(profile),
         *check_ports(),

@@ -1,20 +1,14 @@
-"""What the doctor looks at of a machine, or of the cluster that a run would join: versions, room, access and GPUs.
-
-Torch is loaded only for a profile that asks for GPUs, and Ray only to count those of a cluster.
-"""
+"""What the doctor looks at of a machine: versions, disk and access."""
 
 import platform
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
-from importlib.util import find_spec
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.finding import Finding
-from flows.profile_config import ROLES, Profile, Resources
 from infra.lake import Lake, LakeError
 from infra.settings import settings
 
@@ -88,62 +82,3 @@ def check_lake(address: str) -> Finding:
         return Finding(what="lake", ok=False, detail=str(error), mend=mend)
     room = "" if "://" in address else f", {shutil.disk_usage(address).free / 2**30:.1f} GiB free"
     return Finding(what="lake", ok=True, detail=f"{address} can be written{room}")
-
-
-def gpus_needed(shares: Iterable[float]) -> int:
-    """How many GPUs workers with these shares take, each share below one on a single GPU: first fit, largest first."""
-    whole, rooms = 0, list[float]()
-    for share in sorted(shares, reverse=True):
-        if share >= 1:
-            whole += int(-(-share // 1))
-            continue
-        place = next((i for i, room in enumerate(rooms) if room >= share - 1e-9), None)
-        if place is None:
-            rooms.append(1 - share)
-        else:
-            rooms[place] -= share
-    return whole + len(rooms)
-
-
-def gpu_shares(profile: Profile) -> dict[str, list[float]]:
-    """The GPU share of each worker and vLLM server, by the agent or section that has some."""
-    all_needs = {role: profile.batching(role) for role in ROLES}
-    of_agents = {
-        role: [needs.gpus] * needs.workers
-        for role, needs in all_needs.items()
-        if isinstance(needs, Resources) and needs.gpus
-    }
-    return of_agents | {f"vLLM {vllm.name}": [vllm.gpus] * vllm.replicas for vllm in profile.vllm if vllm.gpus}
-
-
-def check_gpus(shares: Mapping[str, list[float]], ray_address: str | None) -> Finding:
-    """What workers ask for, against the cluster at `ray_address`, or what torch sees here."""
-    needed = gpus_needed(share for of_one in shares.values() for share in of_one)
-    if not needed:
-        return Finding(what="GPUs", ok=True, detail="none asked for")
-    asked = ", ".join(f"{name} {len(of_one)} x {of_one[0]:g}" for name, of_one in shares.items())
-    try:
-        there, where = (_gpus_here(), "here") if ray_address is None else (_gpus_of(ray_address), f"at {ray_address}")
-    except RuntimeError as error:
-        return Finding(what="GPUs", ok=False, detail=str(error), mend="name a cluster that runs with --ray host:port")
-    ok = there >= needed
-    detail = f"{needed} needed ({asked}), {there} {where}" + ("" if ok else f": {needed - there} lacking")
-    mend = "" if ok else "lower `workers` or `gpus` in these sections, or join a cluster that has them: --ray host:port"
-    return Finding(what="GPUs", ok=ok, detail=detail, mend=mend)
-
-
-def _gpus_here() -> int:
-    if find_spec("torch") is None:
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _gpus_of(address: str) -> int:
-    import ray
-
-    from infra.ray_cluster import start_ray
-
-    with start_ray(address):
-        return int(ray.cluster_resources().get("GPU", 0))

@@ -19,7 +19,7 @@ from infra.chat import ChatError, ChatLostError, ChatSettings, ImagePart, Messag
 from infra.chat_client import ChatClient
 from infra.pictures import jpeg
 from infra.ray_address import LOOPBACK, knock
-from infra.vllm.settings import VllmSettings, vllm_missing, vllm_python
+from infra.vllm.settings import VERSION, VllmSettings, look_for_vllm, vllm_mend, vllm_python
 
 SERVER_PORT = 4200
 _PROBE_S = 60.0
@@ -43,11 +43,11 @@ def check_ray(address: str | None) -> Finding:
         detail = ray.address if ray else "not running: each run starts a small one; videorefer up keeps one"
         return Finding(what="Ray", ok=True, detail=detail)
     try:
-        knock(address)
+        found = knock(address)
     except (OSError, ValueError) as error:
         mend = "start it there (ray start --head), or leave --ray out for a Ray of this machine"
         return Finding(what="Ray", ok=False, detail=f"{address} does not answer: {error}", mend=mend)
-    return Finding(what="Ray", ok=True, detail=f"{address} answers")
+    return Finding(what="Ray", ok=True, detail=f"{found} answers")
 
 
 def check_ports() -> list[Finding]:
@@ -77,11 +77,17 @@ def check_vllms(profile: Profile, ray_address: str | None) -> list[Finding]:
 def _vllm(vllm: VllmSettings, ray_address: str | None) -> Finding:
     what = f"vLLM {vllm.name}"
     if ray_address is not None:
-        return Finding(what=what, ok=True, detail=f"started on machines of {ray_address}: ask the doctor there")
-    if fault := vllm_missing(vllm):
-        detail, _, mend = fault.removeprefix(f"{what}: ").partition("; ")
+        detail = f"a run starts it on machines of {ray_address}, of which nothing is seen from here"
+        return Finding(what=what, ok=True, detail=detail, mend="ask the doctor there, or have it started with --trial")
+    found = look_for_vllm(vllm)
+    if found.fault:
+        detail, _, mend = found.fault.removeprefix(f"{what}: ").partition("; ")
         return Finding(what=what, ok=False, detail=detail, mend=mend)
-    return Finding(what=what, ok=True, detail=f"{vllm.model} with {vllm_python(vllm)}, started by the run")
+    detail = f"{vllm.model} with vLLM {found.version or '(which?)'} of {vllm_python(vllm)}, started by the run"
+    # wheels for processors or one CUDA version say so after a plus
+    if found.version and found.version.partition("+")[0] != VERSION:
+        return Finding(what=what, ok=True, detail=f"{detail}; {VERSION} is what was tried", mend=vllm_mend(vllm))
+    return Finding(what=what, ok=True, detail=detail)
 
 
 class ChatSection(NamedTuple):

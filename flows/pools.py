@@ -16,9 +16,14 @@ from infra.chat_client import ChatClient
 from infra.pool import Pool, PoolError
 from infra.ray_pool import RayPool
 from infra.replicated_chat import ReplicatedChat
+from infra.structured_chat import Connect
 from infra.vllm.servers import Log, VllmServers
 
 _LOG = logging.getLogger(__name__)
+_JOBS_PER_PLACE = 2
+"""Jobs in flight for each request that a server is sent at once: while one reads frames, another asks. What is too much
+waits in the server's client.
+"""
 
 
 class Pools:
@@ -55,19 +60,23 @@ class Pools:
             if self._is_closed:
                 raise PoolError("the pools are closed")
             if role not in self._pools:
-                chat = self._profile.chat(role)
-                pool = self._async_pool(role, chat) if chat else self._ray_pool(role)
+                pool = self._async_pool(role) if self._profile.chat(role) else self._ray_pool(role)
                 self._pools[role] = pool
                 self._stack.enter_context(pool)
             return self._pools[role]
 
-    def _async_pool(self, role: Role, chat: ChatSettings) -> AsyncPool[Any, Any]:
+    def connector(self, role: Role) -> Connect:
+        """What opens the clients of one agent's chat servers; those that the build starts begin to start here."""
         for asked in self._profile.chats(role).values():
             self._start_servers(asked.replicas_name)
+        return self._connect
+
+    def _async_pool(self, role: Role) -> AsyncPool[Any, Any]:
+        servers = self._profile.chats(role).values()
         needs = self._profile.batching(role)
         return AsyncPool(
-            partial(make_chat_agent, role, self._profile, self._site, self._connect),
-            window=chat.concurrency,
+            partial(make_chat_agent, role, self._profile, self._site, self.connector(role)),
+            window=_JOBS_PER_PLACE * max(asked.concurrency for asked in servers),
             batch_size=needs.batch_size,
             timeout_s=needs.timeout_s,
             max_attempts=needs.max_attempts,
@@ -104,6 +113,7 @@ class Pools:
             max_attempts=needs.max_attempts,
             num_cpus=needs.cpus,
             num_gpus=needs.gpus,
+            start_timeout_s=needs.start_timeout_s,
         )
 
     def _num_cpus(self) -> int:

@@ -30,6 +30,8 @@ from schemas.record import Record
 Role = Literal["analyzer", "segmenter", "annotator", "reviewer", "refiner"]
 ROLES: tuple[Role, ...] = get_args(Role)
 FOLDER = "profiles"
+MAX_UNITS_IN_FLIGHT = 32
+"""Each unit holds a thread of the build for each agent, also while it waits."""
 
 
 class Batching(Record):
@@ -52,6 +54,10 @@ class Resources(Batching):
     """CPU share of one actor, for Ray's placement."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPU share of one actor."""
+    start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """How long Ray may take to place an actor, and then the actor to load its engine; longer where many read large
+    models from one disk. One that is late is replaced; where none was ever ready, the build ends.
+    """
 
 
 class Served(Record):
@@ -59,7 +65,7 @@ class Served(Record):
 
     engine: str
     chat: ChatSettings
-    """`chat.concurrency` clips are in flight at once."""
+    """`chat.concurrency` requests are in flight at once, of up to twice as many clips."""
     resources: Batching = Batching()
 
 
@@ -238,7 +244,7 @@ class Profile(Record):
     """Clips in one Prefect task run per agent, as long as that gives at most `max_units` units."""
     max_units: Annotated[int, Field(ge=1, le=200)] = 200
     """Units of a build, at most; in a greater one they hold more clips."""
-    units_in_flight: Annotated[int, Field(ge=1, le=32)] = 4
+    units_in_flight: Annotated[int, Field(ge=1, le=MAX_UNITS_IN_FLIGHT)] = 4
     """Units that may overlap; bounds what waits between agents."""
     decode_cache_mib: Annotated[int, Field(ge=16)] = 1024
     """Disk per node for decoded frames."""

@@ -36,10 +36,10 @@ def read_profile(name_or_file: str, folder: str, record_type: type[RecordT]) -> 
     elif Path(name_or_file).is_file():
         content = Path(name_or_file).read_bytes()
     else:
-        near = difflib.get_close_matches(Path(name_or_file).stem, names, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(Path(name_or_file).stem, names, n=1)
+        nearest = f"; the nearest is {near[0]!r}" if near else ""
         raise ProfileError(
-            f"no profile {name_or_file!r}; the nearest is {near!r}: give one of {', '.join(names)}, "
-            "or the path of a TOML file"
+            f"no profile {name_or_file!r}{nearest}: give one of {', '.join(names)}, or the path of a TOML file"
         )
     try:
         return record_type.model_validate(tomllib.loads(content.decode()))

@@ -33,7 +33,8 @@ class AgentProgress:
 
     `cached` clips were found in the lake and are not opened to count what they hold; `failed` ones died or raised, in
     this run or in one before (`failed_before`, which are among `cached` too); `skipped` ones did so in an agent before;
-    all are among `done`. `elapsed_s` runs from the agent's first clip; `batches` sums up the work of its `workers`.
+    all are among `done`. `elapsed_s` runs from the agent's first clip, which is `begin_s` after that of the run's first
+    agent; the first micro-batch to end was begun `load_s` later. `batches` sums up the work of its `workers`.
     `stored_bytes` went to the lake; `tokens` is None for an agent that asks no chat server.
     """
 
@@ -47,6 +48,8 @@ class AgentProgress:
     kept: int = 0
     dropped: int = 0
     elapsed_s: float = 0.0
+    begin_s: float = 0.0
+    load_s: float = 0.0
     stored_bytes: int = 0
     tokens: TokenCount | None = None
     batches: BatchSums = field(default_factory=BatchSums)
@@ -134,6 +137,8 @@ class BuildProgress:
         with self._lock:
             old = self._agents[role]
             began_s = self._began_s.get(role)
+            elapsed_s = time.monotonic() - began_s if began_s else 0.0
+            is_first = bool(busy_s) and not old.batches.num
             self._agents[role] = AgentProgress(
                 total=old.total,
                 workers=old.workers,
@@ -144,7 +149,9 @@ class BuildProgress:
                 skipped=old.skipped + skipped,
                 kept=old.kept + kept,
                 dropped=old.dropped + dropped,
-                elapsed_s=time.monotonic() - began_s if began_s else 0.0,
+                elapsed_s=elapsed_s,
+                begin_s=began_s - min(self._began_s.values()) if began_s else 0.0,
+                load_s=max(0.0, elapsed_s - busy_s) if is_first else old.load_s,
                 stored_bytes=old.stored_bytes + stored_bytes,
                 tokens=added(old.tokens, tokens),
                 batches=old.batches.plus(done, busy_s) if busy_s else old.batches,

@@ -173,6 +173,7 @@ def _write(
     frames = DecodeCache(Path(site.videos_root), Path(site.frames_dir), profile.decode_cache_mib * 2**20)
     labels = tuple(chain.labels.values())
     shown = list(show.outputs.values())
+    work = (*([plan.cutting] if plan.cutting else ()), *work)
     all_work = (*work, *_earlier_work(lake, chain, {entry.agent for entry in work}))
     off = forecast_error(lake, labels, profile, len(clips), work, writer.written_bytes)
     inputs = ReportInputs(

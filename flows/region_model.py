@@ -70,11 +70,13 @@ class RegionModel:
         """What the model says; raises `model.request.RequestError` where nothing of the mask is left to be shown."""
         said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Asked(_request(image, mask), said))
-        async with self._at_work:
-            if not said.done():
-                batch, self._waiting = self._waiting, []
-                await self._answer(batch)
-        return await said
+        try:
+            async with self._at_work:
+                if not said.done():
+                    await self._answer_waiting()
+            return await said
+        finally:
+            said.cancel()  # so that nobody answers who is not asked any more
 
     async def probe(self) -> None:
         """Nothing to ask: the model is in this process."""
@@ -92,6 +94,15 @@ class RegionModel:
         device, dtype = placement(self._config)
         self._model = network.to(device, dtype).eval()
 
+    async def _answer_waiting(self) -> None:
+        """Settle all that wait; where this is cancelled, they wait on, and the next of them settles them."""
+        batch = [asked for asked in self._waiting if not asked.said.done()]
+        self._waiting = []
+        try:
+            await self._answer(batch)
+        finally:
+            self._waiting[:0] = [asked for asked in batch if not asked.said.done()]
+
     async def _answer(self, batch: Sequence[_Asked]) -> None:
         """Settle every one of the batch; a region that cannot be shown costs itself only."""
         try:
@@ -102,10 +113,12 @@ class RegionModel:
                     await self._answer([asked])
                 return
             for asked in batch:
-                asked.said.set_exception(error)
+                if not asked.said.done():
+                    asked.said.set_exception(error)
             return
         for asked, text in zip(batch, texts, strict=True):
-            asked.said.set_result(text)
+            if not asked.said.done():
+                asked.said.set_result(text)
 
     def _describe(self, requests: Sequence[Request]) -> list[str]:
         from model.answering import answer

@@ -26,6 +26,11 @@ from schemas.verdict import VerdictSet
 Log = Callable[[int, str], None]
 """Takes a logging level and a line."""
 
+CLIPS_AT_ONCE = 512
+"""Of a unit that is larger, no more clips are handed to an agent at once: their jobs, with all masks of their objects,
+are in the run's memory. It is a few times what the workers of a large pool hold.
+"""
+
 
 @dataclass(frozen=True)
 class BuildRun:
@@ -59,6 +64,8 @@ class BuildRun:
                 busy_s=agent.busy_s,
                 cost=WorkCost(
                     elapsed_s=agent.elapsed_s,
+                    begin_s=agent.begin_s,
+                    load_s=agent.load_s,
                     error_s_per_clip=agent.batches.error_s_per_clip,
                     stored_bytes=agent.stored_bytes,
                     tokens=agent.tokens,
@@ -121,11 +128,12 @@ def run_step(role: Role, unit: int, clips: Sequence[Clip], run: BuildRun, log: L
         run.progress.begin(role)
         by_id = {clip.clip_id: clip for clip in stale}
         pool = run.pools.get(role)
-        for batch in pool.run(unit, run.chain.jobs(role, stale)):
-            failures = _commit(role, batch, by_id, run, log)
-            done += len(batch.outcomes) - failures
-            failed += failures
-            busy_s += batch.busy_s
+        for start in range(0, len(stale), CLIPS_AT_ONCE):
+            for batch in pool.run(unit, run.chain.jobs(role, stale[start : start + CLIPS_AT_ONCE])):
+                failures = _commit(role, batch, by_id, run, log)
+                done += len(batch.outcomes) - failures
+                failed += failures
+                busy_s += batch.busy_s
     return StepResult(
         cached=cached, failed_before=len(before), done=done, failed=failed, skipped=skipped, busy_s=busy_s
     )

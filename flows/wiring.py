@@ -59,6 +59,7 @@ from infra.checkpoints import check_mark, checkpoint_mark
 from infra.decode_cache import DecodeCache
 from infra.settings import settings
 from infra.structured_chat import Connect, StructuredChat
+from infra.vllm.settings import weights_of
 from infra.weights import CATALOGUE, weight_label
 from schemas.label import AgentLabel
 from schemas.record import Record
@@ -93,7 +94,8 @@ class Site(Record):
 
 def agent_labels(profile: Profile) -> dict[Role, AgentLabel]:
     """What every agent of a profile is made of; loads nothing. Reads the model folders that the profile names, to hash
-    them, and raises CheckpointError where one is not on this machine.
+    them, and raises CheckpointError where one is not on this machine; those of vLLM servers may be elsewhere, and are
+    then known by name alone.
     """
     nowhere = Site(videos_root="", frames_dir="", identity=UNKNOWN)
     return {role: _label(role, profile, nowhere) for role in ROLES}
@@ -132,11 +134,12 @@ def checkpoints_of(role: Role, profile: Profile) -> tuple[str, ...]:
 
 
 def packaged_weights(profile: Profile) -> tuple[str, ...]:
-    """What `required_weights` gives for a profile, also where model folders that it names are missing."""
+    """What `required_weights` gives for a profile, also where model folders that it names are missing, and without
+    reading any.
+    """
     nowhere = Site(videos_root="", frames_dir="", identity=UNKNOWN)
-    return required_weights(
-        {role: _label(role, profile, nowhere) for role in ROLES if not checkpoints_of(role, profile)}
-    )
+    here = [role for role in ROLES if profile.chat(role) is None and not checkpoints_of(role, profile)]
+    return required_weights({role: _label(role, profile, nowhere) for role in here})
 
 
 def annotator_needs(profile: Profile) -> Literal["mentions", "tracks"]:
@@ -161,24 +164,27 @@ def make_chat_agent(role: Role, profile: Profile, site: Site, connect: Connect =
     Answers are kept in this machine's cache folder. `connect` opens the client of a server. Raises ValueError for an
     agent behind no server.
     """
+
+    def chat(settings: ChatSettings, max_reasks: int) -> StructuredChat:
+        return _chat(role, _with_weights(settings, profile), max_reasks, connect)
+
     match getattr(profile, role):
         case ServedAnalyzer() as section:
-            chat = _chat(role, section.chat, section.config.max_reasks, connect)
-            return ChatAnalyzer(section.config, chat)
+            return ChatAnalyzer(section.config, chat(section.chat, section.config.max_reasks))
         case ServedAnnotator() as section:
-            chat = _chat(role, section.chat, section.config.max_reasks, connect)
-            return ChatAnnotator(section.config, chat, _frames(profile, site))
+            asked = chat(section.chat, section.config.max_reasks)
+            return ChatAnnotator(section.config, asked, _frames(profile, site))
         case ServedAnnotatorByNoun() as section:
-            chat = _chat(role, section.chat, section.config.max_reasks, connect)
-            return ChatAnnotatorByNoun(section.config, chat, _frames(profile, site))
+            asked = chat(section.chat, section.config.max_reasks)
+            return ChatAnnotatorByNoun(section.config, asked, _frames(profile, site))
         case ServedReviewer() as section:
-            asked = _chat(role, section.captioner, section.config.max_reasks, connect)
-            chat = _chat(role, section.chat, section.config.max_reasks, connect)
-            return ChatReviewer(section.config, ChatRegionCaptioner(asked), chat, _frames(profile, site))
+            captioner = ChatRegionCaptioner(chat(section.captioner, section.config.max_reasks))
+            asked = chat(section.chat, section.config.max_reasks)
+            return ChatReviewer(section.config, captioner, asked, _frames(profile, site))
         case ServedRefiner() as section:
-            chat = _chat(role, section.chat, section.config.max_reasks, connect)
+            asked = chat(section.chat, section.config.max_reasks)
             facts = _facts_for_refiner(profile, site)
-            refiner = ChatRefiner(section.config, chat, _before_refiner(site, facts))
+            refiner = ChatRefiner(section.config, asked, _before_refiner(site, facts))
             return ChatRefinerOfTexts(refiner, facts) if facts else refiner
     raise ValueError(f"the {role} of profile {profile.name!r} is behind no chat server")
 
@@ -218,6 +224,14 @@ def make_agent(role: Role, profile: Profile, site: Site) -> AnyAgent:
 
 def _chat(role: Role, chat: ChatSettings, max_reasks: int, connect: Connect = ChatClient) -> StructuredChat:
     return StructuredChat(chat, settings().cache_dir / "answers" / role, max_reasks, connect)
+
+
+def _with_weights(chat: ChatSettings, profile: Profile) -> ChatSettings:
+    """The settings with what the servers compute with, where the profile has the run start them and does not say."""
+    if chat.weights or not chat.replicas_name:
+        return chat
+    (vllm,) = (section for section in profile.vllm if section.name == chat.replicas_name)
+    return chat.model_copy(update={"weights": weights_of(vllm)})
 
 
 def _region_reviewer(section: RegionModelReviewer, frames: DecodeCache) -> ChatReviewer:

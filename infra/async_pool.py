@@ -10,14 +10,17 @@ import contextvars
 import heapq
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Self
 
-from infra.chat import ChatLostError, ChatRefusedError
+from infra.chat import ChatDeclinedError, ChatLostError, ChatRefusedError
+from infra.job_clock import JobClock
 from infra.pool import Batch, BatchDone, PoolError, PoolRun, batches_of, check_sizes
 from infra.token_count import start_meter
 from infra.workbench import AsyncAgent, JobT, LogLine, OutT, WorkResult, check_ids, clip_id_of, error_text
@@ -25,9 +28,18 @@ from infra.workbench import AsyncAgent, JobT, LogLine, OutT, WorkResult, check_i
 WORKER = "chat"
 """Stands where other pools name the worker of a batch."""
 
+MAX_DECLINED = 32
+"""How many jobs may be declined running, none answered between, before all are taken to be."""
+
 _CLOSE_S = 3.0
 _MAX_LOG_LINES = 500
-_LINES: contextvars.ContextVar[list[LogLine] | None] = contextvars.ContextVar("lines", default=None)
+_LINES: contextvars.ContextVar["tuple[_Collector, list[LogLine]] | None"] = contextvars.ContextVar(
+    "lines", default=None
+)
+_NUM_THREADS = max(32, os.cpu_count() or 1)
+"""For what jobs do beside asking: more than processors, as it reads files, and a look at kept answers must not wait for
+another job's frames.
+"""
 
 
 @dataclass(eq=False, slots=True)
@@ -47,13 +59,16 @@ class _Call(Generic[JobT, OutT]):
 class AsyncPool(Generic[JobT, OutT]):
     """Async agents in this process; see `infra.pool.Pool`. Logging levels are the host's.
 
-    `window` jobs are in flight at most. Each may take `timeout_s`, then it is cancelled. `batch_size` jobs make a
-    micro-batch, which is yielded once all of them are settled. `BatchDone.busy_s` is the seconds that its jobs were in
-    flight, divided by `window`: per second of the clock, 1.0 means that the window was full.
+    `window` jobs are in flight at most: more than a server is sent at once, as jobs do other things, too. Each may take
+    `timeout_s`, waits for the server's turn left out, then it is cancelled. `batch_size` jobs make a micro-batch, which
+    is yielded once all of them are settled. `BatchDone.busy_s` is how busy they kept the servers
+    (`infra.job_clock.JobClock.busy_s`).
 
-    A job that gets no answer (ChatLostError) is tried again as one that lost its worker is. Where nobody was answered
-    meanwhile, it may be the job or the server, and the agent's `probe` decides. The pool gives up, with a PoolError,
-    where the server refuses (ChatRefusedError) and where it does not answer the probe. What was yielded before stands.
+    A job that gets no answer (ChatLostError) is tried again as one that lost its worker is, and one that is declined
+    (ChatDeclinedError) fails at once. Where nobody was answered meanwhile, it may be the job or the server, and the
+    agent's `probe` decides. The pool gives up, with a PoolError, where the server refuses (ChatRefusedError), where it
+    does not answer the probe, and where it declines `window` jobs running, MAX_DECLINED at least: the probe shows no
+    pictures, and a server may take none. What was yielded before stands.
     """
 
     def __init__(
@@ -78,6 +93,8 @@ class AsyncPool(Generic[JobT, OutT]):
         self._in_flight: dict[asyncio.Task[None], _Call[JobT, OutT]] = {}
         self._runs: set[PoolRun[JobT, OutT]] = set()
         self._num_answered = 0
+        self._num_declined = 0
+        self._collector = _Collector()
         self._probe: asyncio.Task[None] | None = None
         self._agent: AsyncAgent[JobT, OutT] | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -121,15 +138,15 @@ class AsyncPool(Generic[JobT, OutT]):
     # From here on everything runs in the pool's own thread.
 
     def _main(self) -> None:
-        collector = _Collector()
-        logging.getLogger().addHandler(collector)
+        logging.getLogger().addHandler(self._collector)
+        self._loop.set_default_executor(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="async-pool"))
         try:
             self._loop.run_until_complete(self._serve())
         except BaseException as error:
             self._stop(PoolError(f"the pool failed: {error!r}"))
             raise
         finally:
-            logging.getLogger().removeHandler(collector)
+            logging.getLogger().removeHandler(self._collector)
             self._loop.close()
 
     async def _serve(self) -> None:
@@ -140,8 +157,7 @@ class AsyncPool(Generic[JobT, OutT]):
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_S)
         if self._agent is not None:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._agent.close(), 1.0)
+            await _close(self._agent)
 
     def _submit(self, run: PoolRun[JobT, OutT], batches: Sequence[Batch[JobT, OutT]]) -> None:
         if self._error:
@@ -174,16 +190,22 @@ class AsyncPool(Generic[JobT, OutT]):
             task.add_done_callback(self._ended)
 
     async def _start(self) -> None:
+        agent: AsyncAgent[JobT, OutT] | None = None
         try:
             agent = self._factory()
             await agent.setup()
-        except ChatRefusedError as error:
-            self._stop(PoolError(str(error)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the agent does not start
-            self._stop(PoolError(f"the agent does not start: {error}"))
-        else:
             self._agent = agent
+        except ChatRefusedError as error:
+            why = PoolError(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the agent does not start
+            why = PoolError(f"the agent does not start: {error}")
+        else:
             self._hand_out()
+            return
+        finally:
+            if self._agent is None and agent is not None:
+                await _close(agent)  # of what it opened before that
+        self._stop(why)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]
@@ -193,15 +215,14 @@ class AsyncPool(Generic[JobT, OutT]):
 
     async def _work(self, agent: AsyncAgent[JobT, OutT], call: _Call[JobT, OutT]) -> None:
         """One try of one job; never raises but when it is cancelled by the pool."""
-        lines: list[LogLine] = []
-        _LINES.set(lines)
+        lines = self._collector.begin()
         meter = start_meter()
         answered_before, start_s = self._num_answered, time.monotonic()
-        limit = asyncio.timeout(self._timeout_s)
         output: OutT | None = None
         error: BaseException | None = None
+        clock = JobClock(self._timeout_s)
         try:
-            async with limit:
+            async with clock:
                 output = await agent.process_one(call.job)
             check_ids([call.job], [output])
         except asyncio.CancelledError as cancelled:
@@ -216,14 +237,14 @@ class AsyncPool(Generic[JobT, OutT]):
         told = [line.model_copy(update={"message": f"clip {clip_id}: {line.message}"}) for line in lines]
         if error is None and output is not None:
             ended = LogLine(level=logging.INFO, logger="worker", message=f"clip {clip_id} in {took_s:.2f} s")
-            self._num_answered += 1
-            work = WorkResult([output], "", (*told, ended), took_s / self._window)
+            self._answered()
+            work = WorkResult([output], "", (*told, ended), clock.busy_s)
             self._go_on(call, call.batch.settle((call.position,), work, WORKER))
             return
         assert error is not None, "an agent that raises nothing gives an output"
-        call.batch.take_in(told, took_s / self._window, WORKER)
-        timed_out = isinstance(error, TimeoutError) and limit.expired()
-        is_open = isinstance(error, ChatLostError) or timed_out
+        call.batch.take_in(told, clock.busy_s, WORKER)
+        timed_out = isinstance(error, TimeoutError) and clock.has_expired
+        is_open = isinstance(error, ChatLostError | ChatDeclinedError) or timed_out
         if is_open and self._num_answered == answered_before and not await self._is_there(agent):
             return
         self._go_on(call, self._blame(call, error, timed_out=timed_out))
@@ -231,15 +252,27 @@ class AsyncPool(Generic[JobT, OutT]):
     def _blame(self, call: _Call[JobT, OutT], error: BaseException, *, timed_out: bool) -> list[tuple[int, ...]]:
         """Count a try of a job that gave nothing; returns what must be tried again."""
         positions = (call.position,)
+        if isinstance(error, ChatDeclinedError) and not self._declines_all():
+            call.batch.give_up(call.position, "request_declined", str(error))
+            return []
         if isinstance(error, ChatRefusedError):
             self._stop(PoolError(str(error)))
             return []
         if isinstance(error, ChatLostError):
-            return call.batch.lose(positions, str(error))
+            return call.batch.lose(positions, "no_answer", str(error))
         if timed_out:
             return call.batch.fail(positions, "agent_timeout", f"no output in {self._timeout_s:g} s")
-        self._num_answered += 1
+        self._answered()
         return call.batch.fail(positions, "agent_error", error_text(error))
+
+    def _answered(self) -> None:
+        self._num_answered += 1
+        self._num_declined = 0
+
+    def _declines_all(self) -> bool:
+        """Count a job that was declined; whether there were so many that the server declines each."""
+        self._num_declined += 1
+        return self._num_declined >= max(MAX_DECLINED, self._window)
 
     async def _is_there(self, agent: AsyncAgent[JobT, OutT]) -> bool:
         """Whether the server answers the probe, one at a time for all who ask; if not, the pool has given up."""
@@ -282,10 +315,21 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+async def _close(agent: AsyncAgent[JobT, OutT]) -> None:
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(agent.close(), 1.0)
+
+
 class _Collector(logging.Handler):
-    """Gives each line to the job in whose context it was logged."""
+    """Gives each line of a pool's jobs to the job in whose context it was logged."""
+
+    def begin(self) -> list[LogLine]:
+        """Collect what is logged from now on in this task, and in what it starts."""
+        lines: list[LogLine] = []
+        _LINES.set((self, lines))
+        return lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        lines = _LINES.get()
-        if lines is not None and len(lines) < _MAX_LOG_LINES:
-            lines.append(LogLine(level=record.levelno, logger=record.name, message=self.format(record)))
+        told = _LINES.get()
+        if told is not None and told[0] is self and len(told[1]) < _MAX_LOG_LINES:
+            told[1].append(LogLine(level=record.levelno, logger=record.name, message=self.format(record)))

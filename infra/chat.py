@@ -21,6 +21,12 @@ class ChatRefusedError(ChatError):
     """The server will not serve such requests (4xx: key, model, address, parameters): asking on is of no use."""
 
 
+class ChatDeclinedError(ChatRefusedError):
+    """The server will not serve this request (400, 422: a picture it cannot read, words that its filter stops); it may
+    be that it serves no other either.
+    """
+
+
 class ChatTooLongError(ChatError):
     """One request does not fit the server's context; others may."""
 
@@ -38,6 +44,11 @@ class ChatSettings(Record):
     """
     model: Annotated[str, Field(min_length=1)]
     """The name by which the server knows the model."""
+    weights: str = ""
+    """What the server computes with, by a name to be changed when that changes: what was made with the old one is then
+    stale, and its answers are not used again. Where empty, servers at `vllm://NAME` are told apart by their section
+    and the files of their model, others by `model` alone.
+    """
     api_key_env: str = ""
     """The environment variable that holds the key; empty, no key is sent."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
@@ -112,8 +123,8 @@ class Completion(Record):
     """A server's reply. Texts are empty and counts None where the server does not tell.
 
     `finish_reason` is `length` where `max_tokens` cut the text off. `refusal` is what OpenAI puts in place of a text.
-    `model` is the name the server gives; `server_version` is from its `/version` (vLLM) or `/api/version` (Ollama),
-    `system_fingerprint` from the reply (OpenAI, llama.cpp).
+    `model` is the name the server gives, `system_fingerprint` is from the reply (OpenAI, llama.cpp); `server_version`
+    is set by those who have asked for it (`infra.chat_client.ChatClient.server_version`).
     """
 
     text: str
@@ -123,7 +134,7 @@ class Completion(Record):
     refusal: str
     model: str
     system_fingerprint: str
-    server_version: str
+    server_version: str = ""
 
 
 class Chat(Protocol):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from infra.chat import (
+    ChatDeclinedError,
     ChatLostError,
     ChatRefusedError,
     ChatSettings,
@@ -31,14 +33,22 @@ from infra.chat import (
     Part,
     TextPart,
 )
+from infra.job_clock import turn
 
 _CONNECT_S = 10.0
 _VERSION_S = 5.0
+MAX_REPLY_BYTES = 4 * 2**20
+"""A longer body is no reply, and is not read to its end; the longest texts that models write take a tenth of that."""
 _LINE_CHARS = 300
 _MAX_DOUBLINGS = 60
 _BACK_OFF = frozenset({408, 425, 429})
+_NEVER = frozenset({501, 505})
+"""Errors of a server's own that no waiting cures: it cannot do what is asked, or not in this HTTP."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_TOO_LONG = re.compile(r"context[ _]?(?:length|size|window)|too many tokens|prompt is too long", re.IGNORECASE)
+_TOO_LONG = re.compile(
+    r"context[ _]?(?:length|size|window)|maximum model length|max_model_len|too many tokens|prompt is too long",
+    re.IGNORECASE,
+)
 _NO_CREDIT = "insufficient_quota"
 """OpenAI's code for a 429 that no waiting cures."""
 _LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
@@ -69,9 +79,7 @@ class ChatClient:
         root = path.removesuffix("/v1")
         self._version_urls = [base.copy_with(path=f"{root}{tail}") for tail in ("/version", "/api/version")]
         self._limit = _LIMIT
-        self._version: str | None = None
-        self._version_lock = asyncio.Lock()
-        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._places = asyncio.Semaphore(settings.concurrency)
         self._random = np.random.default_rng()
         self._key = _key(settings.api_key_env) if key is None else key
         key_header = {"authorization": f"Bearer {self._key}"} if self._key else {}
@@ -93,7 +101,8 @@ class ChatClient:
 
     def payload(self, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None) -> JsonObject:
         """What `complete` sends, but for pictures, of which it has the SHA-256, so that kept questions stay small, and
-        for the name of the limit of tokens where a server wants another; its hash identifies a question.
+        for the name of the limit of tokens where a server wants another; and the settings' `weights`, which are not
+        sent. Its hash identifies a question.
         """
         return chat_payload(self.settings, messages, json_schema)
 
@@ -102,11 +111,11 @@ class ChatClient:
     ) -> Completion:
         """The reply to the messages, held to the schema where one is given and the server can.
 
-        Raises ChatRefusedError, ChatTooLongError or ChatLostError.
+        Raises ChatRefusedError, as ChatDeclinedError where it may be for this question alone, ChatTooLongError or
+        ChatLostError.
         """
         payload = _payload(self.settings, messages, json_schema, str)
-        async with self._slots:
-            version = await self._server_version()
+        async with turn(self._places, self.settings):
             failure, told_s = "", 0.0
             for attempt in range(self.settings.max_attempts):
                 if attempt:
@@ -120,9 +129,11 @@ class ChatClient:
                     continue
                 except httpx.RequestError as error:
                     failure = f"{type(error).__name__}: {_one_line(str(error), self._key) or 'the connection broke'}"
+                    if mend := _mend(error):
+                        raise ChatRefusedError(f"{self._place()} cannot be asked: {failure}; {mend}") from error
                     continue
                 if response.is_success:
-                    completion = _completion(response, version)
+                    completion = _completion(response)
                     if completion:
                         return completion
                     failure = (
@@ -134,16 +145,42 @@ class ChatClient:
             f"{self._place()} gave no answer in {self.settings.max_attempts} attempts; the last: {failure}"
         )
 
+    async def server_version(self) -> str:
+        """What the server says of its own release, at `/version` (vLLM) or `/api/version` (Ollama); empty where it says
+        nothing in 5 s.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_VERSION_S):
+                for url in self._version_urls:
+                    with suppress(httpx.RequestError, ValueError, RecursionError):
+                        response = await self._send("GET", url)
+                        told = response.json() if response.is_success else None
+                        if isinstance(told, dict) and isinstance(told.get("version"), str):
+                            return _one_line(told["version"], self._key)
+        return ""
+
+    async def _send(self, method: str, url: httpx.URL, content: bytes | None = None) -> httpx.Response:
+        """The response, read and decoded; raises httpx.RequestError, also where it is longer than any reply."""
+        body = bytearray()
+        async with self._http.stream(method, url, content=content) as response:
+            async for part in response.aiter_bytes():
+                body += part
+                if len(body) > MAX_REPLY_BYTES:
+                    raise httpx.RemoteProtocolError(f"the reply goes on after {MAX_REPLY_BYTES // 2**20} MiB")
+        headers = httpx.Headers(response.headers)
+        headers.pop("content-encoding", None)
+        return httpx.Response(response.status_code, headers=headers, content=bytes(body))
+
     async def _post(self, payload: JsonObject) -> httpx.Response:
         """The response; a server that will not have the old name of the limit is asked again by the new one."""
         limit = self._limit
-        response = await self._http.post(self._url, content=_body(payload, limit))
+        response = await self._send("POST", self._url, _body(payload, limit))
         if limit == _LIMIT and response.status_code in (400, 422):
             said, _ = _said(response, self._key)
             # vLLM names both where a question is too long
             if _NEW_LIMIT in said and not _TOO_LONG.search(said):
                 self._limit = _NEW_LIMIT
-                response = await self._http.post(self._url, content=_body(payload, _NEW_LIMIT))
+                response = await self._send("POST", self._url, _body(payload, _NEW_LIMIT))
         return response
 
     def _failure(self, response: httpx.Response) -> tuple[str, float]:
@@ -151,39 +188,30 @@ class ChatClient:
         said, codes = _said(response, self._key)
         failure = f"HTTP {response.status_code}: {said}"
         status = response.status_code
-        if status >= 500 or (status in _BACK_OFF and _NO_CREDIT not in codes):
+        if (status >= 500 and status not in _NEVER) or (status in _BACK_OFF and _NO_CREDIT not in codes):
             return failure, _retry_after_s(response)
         if status == 413 or (status in (400, 422) and _TOO_LONG.search(f"{codes} {said}")):
             raise ChatTooLongError(f"{self._place()}: {failure}")
         if response.is_redirect:
             failure += f" (it points to {response.headers.get('location', 'nowhere')})"
-        hint = "; does the address end in /v1, and is that the model's name there?" if status == 404 else ""
-        raise ChatRefusedError(f"{self._place()} refuses model {self.settings.model!r}: {failure}{hint}")
+        hint = {
+            404: "; does the address end in /v1, and is that the model's name there?",
+            501: "; give the address of a server that has chat completions",
+            505: "; give the address of a server, or of a proxy before it, that speaks HTTP/1.1",
+        }.get(status, "")
+        kind = ChatDeclinedError if status in (400, 422) else ChatRefusedError
+        raise kind(f"{self._place()} refuses model {self.settings.model!r}: {failure}{hint}")
 
     def _place(self) -> str:
         return f"{self._url.scheme}://{self._url.netloc.decode()}{self._url.path}"
-
-    async def _server_version(self) -> str:
-        async with self._version_lock:
-            if self._version is None:
-                self._version = await self._ask_version()
-        return self._version
-
-    async def _ask_version(self) -> str:
-        for url in self._version_urls:
-            with suppress(httpx.RequestError, ValueError):
-                response = await self._http.get(url, timeout=_VERSION_S)
-                told = response.json() if response.is_success else None
-                if isinstance(told, dict) and isinstance(told.get("version"), str):
-                    return _one_line(told["version"])
-        return ""
 
 
 def chat_payload(
     settings: ChatSettings, messages: Sequence[Message], json_schema: Mapping[str, JsonValue] | None = None
 ) -> JsonObject:
     """What `ChatClient.payload` gives, wherever the server is."""
-    return _payload(settings, messages, json_schema, _hash_of)
+    payload = _payload(settings, messages, json_schema, _hash_of)
+    return payload | {"weights": settings.weights} if settings.weights else payload
 
 
 def backoff_s(settings: ChatSettings, random: np.random.Generator, attempt: int, told_s: float = 0.0) -> float:
@@ -243,7 +271,21 @@ def _key(variable: str) -> str:
     return key
 
 
-def _completion(response: httpx.Response, server_version: str) -> Completion | None:
+def _mend(error: httpx.RequestError) -> str:
+    """What must be done about an error that no other attempt mends; empty where one may."""
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+        return "mend the address, the key, or the proxy that the environment names"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return "name the file of the authority that signed its certificate in SSL_CERT_FILE, or mend the host's name"
+    if cause is not None and cause.reason == "WRONG_VERSION_NUMBER":
+        return "the server speaks no TLS there: the address begins with http:// instead"
+    return ""
+
+
+def _completion(response: httpx.Response) -> Completion | None:
     """The reply read, or None where it is not a chat completion."""
     try:
         body = response.json()
@@ -258,7 +300,6 @@ def _completion(response: httpx.Response, server_version: str) -> Completion | N
             refusal=_text(message.get("refusal")),
             model=body.get("model") or "",
             system_fingerprint=body.get("system_fingerprint") or "",
-            server_version=server_version,
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None

@@ -1,15 +1,20 @@
 """Model folders as transformers writes them: found on this disk alone, and named by what is in them."""
 
+import contextlib
 import functools
 import hashlib
 import platform
 from pathlib import Path
 
+from infra.settings import settings
 from infra.weights import WeightError
+from infra.whole_file import write_whole
+from schemas.record import content_id
 
 _NO_PART_OF_A_MODEL = (".md", ".png", ".jpg")
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ckpt")
 """Weights that are never read here: a pickle may run code, and the others are for other libraries."""
+_KEPT_FROM_BYTES = 256 * 2**20
 _SAMPLES = 16
 _SAMPLE_BYTES = 64 * 2**10
 
@@ -36,8 +41,8 @@ def checkpoint_folder(model: str) -> Path:
 def checkpoint_label(model: str) -> str:
     """`name@sha256-prefix` over the names and bytes of the files that make the model, wherever the folder lies.
 
-    Reads them all the first time in a process and again only where size or time of a file changed. Raises
-    CheckpointError as `checkpoint_folder` does.
+    Reads them all the first time in a process, large ones the first time on this machine, and again only where size or
+    time of a file changed. Raises CheckpointError as `checkpoint_folder` does.
     """
     files = _parts(checkpoint_folder(model))
     lines = (f"{_sha256(path, path.stat().st_size, path.stat().st_mtime_ns)}  {path.name}\n" for path in files)
@@ -93,7 +98,10 @@ def _cached(model: str) -> Path:
     try:
         return Path(snapshot_download(model, local_files_only=True))
     except HFValidationError as error:  # a path
-        raise CheckpointError(f"there is no model folder {model}; copy it there, or name where it is") from error
+        raise CheckpointError(
+            f"there is no model folder {model}; copy it there, or where a hub can be reached: "
+            f"hf download NAME --local-dir {model}; or name where it is"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"model {model!r} is not on this machine: it is no folder, nor does the hub's cache hold it; copy the "
@@ -102,7 +110,23 @@ def _cached(model: str) -> Path:
 
 
 @functools.lru_cache(maxsize=256)
-def _sha256(path: Path, _size: int, _time_ns: int) -> str:
-    """Size and time tell one content of a path from the next."""
+def _sha256(path: Path, size: int, time_ns: int) -> str:
+    """Size and time tell one content of a path from the next.
+
+    The hash of a large file is kept in this machine's cache: a language model takes minutes to read.
+    """
+    if size < _KEPT_FROM_BYTES:
+        return _hash(path)
+    changed_ns = path.stat().st_ctime_ns  # a copy may bring its time along, but not this one
+    note = settings().cache_dir / "hashes" / content_id(str(path.absolute()), str(size), str(time_ns), str(changed_ns))
+    with contextlib.suppress(OSError):
+        return note.read_text()
+    digest = _hash(path)
+    with contextlib.suppress(OSError):  # then it is read again next time
+        write_whole(note, digest.encode())
+    return digest
+
+
+def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,8 +14,9 @@ class AgentForecast(Record):
     """What one agent will take for the forecast's clips, from `measured_clips` of them at the same rate.
 
     `busy_s` is the time of all its `workers` together, `error_s` its standard error (None where one micro-batch was
-    measured), `wall_s` by the clock with all of them busy. `gpu_h` are `busy_s` times the GPU share of a worker: an
-    agent behind a chat server has none of its own. `tokens` is None for an agent that asks no chat server.
+    measured), `wall_s` by the clock with all of them busy, after `load_s`. `gpu_h` are of the GPUs that its workers
+    hold as long as the run lasts: an agent behind a chat server has none of its own. `tokens` is None for an agent that
+    asks no chat server. `load_s` is 0 in forecasts of programs that did not keep it.
     """
 
     agent: str
@@ -28,14 +29,52 @@ class AgentForecast(Record):
     gpu_h: float
     stored_bytes: int
     tokens: TokenCount | None
+    load_s: float = 0.0
+
+
+class Sharing(Record):
+    """Agents that work on the same thing, `name`: a chat server, by its address, or the processors of one machine.
+
+    `turns` is the part of their times, added up, that went by on the clock in the sample: 1 where no two of them were
+    at work at once.
+    """
+
+    name: str
+    agents: tuple[str, ...]
+    turns: float
+
+
+class Clock(Record):
+    """What a build takes by the clock, one after another: rows are cut, engines loaded, the chain filled with a first
+    unit, and those agents do their work that take longest, several where they share something.
+
+    `cutting_s` is None where it was not measured.
+    """
+
+    cutting_s: float | None
+    loading_s: float
+    filling_s: float
+    bound_by: tuple[str, ...]
+    bound_s: float
+
+    @property
+    def run_s(self) -> float:
+        """From the first agent's first clip to the end: as long as GPUs are held."""
+        return self.loading_s + self.filling_s + self.bound_s
+
+    @property
+    def wall_s(self) -> float:
+        """All of it."""
+        return self.run_s + (self.cutting_s or 0.0)
 
 
 class Forecast(Record):
     """What a build of `clips` clips will take, as measured in build `measured_in` of `sample_clips`.
 
     `servers_gpu_h` are of the vLLM servers that the run starts, which it holds as long as it lasts. `build_bytes` are
-    the shards; `frames_bytes` bounds the decoded frames that each node keeps besides. Times are ISO
-    8601 text: `made_at`, and `done_at` for a build that begins then.
+    the shards; `frames_bytes` bounds the decoded frames that each node keeps besides. Times are ISO 8601 text:
+    `made_at`, `measured_at`, and `done_at` for a build that begins when the forecast is made. `doubts` say what the
+    sample could not tell. Fields from `measured_at` on are empty in forecasts of programs that kept none.
     """
 
     labels: tuple[AgentLabel, ...]
@@ -49,11 +88,10 @@ class Forecast(Record):
     frames_bytes: int
     made_at: str
     done_at: str
-
-    @property
-    def slowest(self) -> AgentForecast:
-        """The agent that bounds the build: units overlap, so the others work beside it."""
-        return max(self.agents, key=lambda agent: agent.wall_s)
+    measured_at: str = ""
+    sharing: tuple[Sharing, ...] = ()
+    clock: Clock | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def gpu_h(self) -> float:
@@ -82,7 +120,8 @@ class AgentError(Record):
 class ForecastError(Record):
     """How far off a forecast was, by agent, in busy seconds.
 
-    By the clock, the slowest agent's time is predicted, and the longest `WorkCost.elapsed_s` measured: with loading.
+    By the clock it is from the first row that was cut to the last clip of the last agent. GPU-hours are those held,
+    None in records of programs that did not keep them.
     """
 
     agents: tuple[AgentError, ...]
@@ -90,6 +129,8 @@ class ForecastError(Record):
     measured_wall_s: float
     predicted_build_bytes: int
     measured_build_bytes: int
+    predicted_gpu_h: float | None = None
+    measured_gpu_h: float | None = None
 
 
 def put_forecast(lake: Lake, forecast: Forecast) -> None:

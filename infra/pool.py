@@ -24,11 +24,14 @@ MAX_BATCH_SIZE = 32
 MAX_LOSSES = 3
 """How often a job may lose its worker, from outside as far as one can tell, before it is suspected of doing that."""
 
-FailureReason = Literal["agent_error", "agent_timeout", "agent_died"]
+FailureReason = Literal["agent_error", "agent_timeout", "agent_died", "no_answer", "request_declined"]
+"""`no_answer` and `request_declined` are a chat server's doing: no reply to this job, and a plain no to it."""
 
 
 class PoolError(RuntimeError):
-    """The pool itself cannot work: its agent does not start, its workers keep dying between jobs, or it is closed."""
+    """The pool itself cannot work: its agent does not start or has lost its server, its workers keep dying between
+    jobs, or it is closed.
+    """
 
 
 class JobFailure(Record):
@@ -51,6 +54,7 @@ class Outcome(Generic[JobT, OutT]):
 class BatchDone(Generic[JobT, OutT]):
     """A micro-batch of which every job is settled, in job order; `worker` served it last.
 
+    `busy_s` is how long a worker worked on it; behind chat servers, how long it would have kept one full.
     `tokens` is what its jobs, all their tries, spent at chat servers; None where they asked none.
     """
 
@@ -151,12 +155,16 @@ class Batch(Generic[JobT, OutT]):
         """Count an attempt that gave nothing; returns what must be tried again, each alone."""
         return self._count(self._attempts, self._max_attempts, positions, reason, evidence)
 
-    def lose(self, positions: Sequence[int], evidence: str) -> list[tuple[int, ...]]:
-        """The worker was lost meanwhile, of a cause other than the agent's process: a node that goes, a kill.
+    def lose(self, positions: Sequence[int], reason: FailureReason, evidence: str) -> list[tuple[int, ...]]:
+        """Whoever does the work was lost meanwhile, of a cause other than the agent: a node that goes, a server.
 
         That is no attempt, up to `MAX_LOSSES`; returns what must be tried again, each alone.
         """
-        return self._count(self._losses, MAX_LOSSES, positions, "agent_died", evidence)
+        return self._count(self._losses, MAX_LOSSES, positions, reason, evidence)
+
+    def give_up(self, position: int, reason: FailureReason, evidence: str) -> None:
+        """Settle a job that would come to the same at every try."""
+        self._count(self._attempts, 1, (position,), reason, evidence)
 
     def _count(
         self, counts: list[int], limit: int, positions: Sequence[int], reason: FailureReason, evidence: str
@@ -229,7 +237,10 @@ class LocalPool(Generic[JobT, OutT]):
         calls = [batch.all_positions]
         while calls:
             positions = calls.pop(0)
-            calls += batch.settle(positions, self._bench.work(batch.jobs_at(positions)), "local")
+            work = self._bench.work(batch.jobs_at(positions))
+            if work.gone:
+                raise PoolError(work.gone)
+            calls += batch.settle(positions, work, "local")
 
 
 def check_sizes(batch_size: int, max_attempts: int) -> None:

@@ -55,10 +55,13 @@ class _Call(Generic[JobT, OutT]):
 
 @dataclass(eq=False, slots=True)
 class _Slot(Generic[JobT, OutT]):
-    """A worker as the pool sees it; `since_s` is when it was started or took up the first of `calls`."""
+    """A worker as the pool sees it; `since_s` is when it was asked for, got a place, began once more to set its agent
+    up, or took up the first of `calls`.
+    """
 
     actor: Any
     since_s: float
+    is_placed: bool = False
     is_ready: bool = False
     calls: "deque[_Call[JobT, OutT]]" = field(default_factory=deque)
 
@@ -76,6 +79,9 @@ class RayPool(Generic[JobT, OutT]):
     at work and the rest behind it. `num_cpus` and `num_gpus` are what Ray sets aside for each worker; Ray sets
     OMP_NUM_THREADS to the whole CPUs among them, at least 1. Workers start when there is work, those with GPUs spread
     over the nodes of a cluster.
+
+    Ray may take `start_timeout_s` to place a worker, and its agent as long to be set up. One late with its agent is
+    replaced, unless none of the pool ever was ready: then the next would be late too, and the pool gives up.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class RayPool(Generic[JobT, OutT]):
         self._runs: set[PoolRun[JobT, OutT]] = set()
         self._strikes = 0
         self._losses = 0
+        self._was_ready = False
         self._health = RayHealth()
         self._error: PoolError | None = None
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -186,21 +193,27 @@ class RayPool(Generic[JobT, OutT]):
         while len(self._slots) < self._num_workers and starting < len(self._waiting):
             slot = _Slot[JobT, OutT](self._actor_class.remote(self._factory, self._timeout_s), time.monotonic())
             self._slots.append(slot)
+            self._watch(slot.actor.__ray_ready__.remote(), partial(self._placed, slot))
             self._start(slot)
             starting += 1
 
     def _start(self, slot: _Slot[JobT, OutT]) -> None:
         self._watch(slot.actor.start.remote(), partial(self._started, slot))
 
-    def _watch(self, ref: Any, then: Callable[[Future[Reply]], None]) -> None:
+    def _watch(self, ref: Any, then: Callable[[Future[Any]], None]) -> None:
         ref.future().add_done_callback(lambda future: self._events.put(partial(then, future)))
+
+    def _placed(self, slot: _Slot[JobT, OutT], future: Future[Any]) -> None:
+        if slot in self._slots and future.exception() is None:  # a death is told by the call behind this one, too
+            slot.is_placed = True
+            slot.since_s = time.monotonic()
 
     def _started(self, slot: _Slot[JobT, OutT], future: Future[Reply]) -> None:
         reply = self._reply(slot, future)
         if reply is None:
             return
         if not reply.trouble:
-            slot.is_ready = True
+            slot.is_ready = self._was_ready = True
             return
         self._strike(reply)
         slot.since_s = time.monotonic()
@@ -229,6 +242,9 @@ class RayPool(Generic[JobT, OutT]):
             case "":
                 self._strikes = 0
                 work = pickle.loads(reply.result)  # noqa: S301 - pickled by our own child process
+                if work.gone:
+                    self._stop(PoolError(work.gone))
+                    return
                 self._settled(call, call.batch.settle(call.positions, work, reply.worker))
             case "agent_died" | "agent_timeout" as reason:
                 self._strikes = 0
@@ -264,7 +280,7 @@ class RayPool(Generic[JobT, OutT]):
         for number, call in enumerate(slot.calls):
             call.is_alone = True
             if number == 0:
-                self._settled(call, call.batch.lose(call.positions, evidence))
+                self._settled(call, call.batch.lose(call.positions, "agent_died", evidence))
             else:
                 self._queue(call.run, call.batch, call.positions, call.is_alone)
         self._strike(Reply("", trouble="not_at_work", evidence=evidence))
@@ -294,16 +310,26 @@ class RayPool(Generic[JobT, OutT]):
                 continue
             if slot.is_ready:
                 self._lose(slot, f"the worker does not answer, {self._limit_s(slot):g} s after it took up a call")
-            elif any(other.is_ready for other in self._slots):
-                slot.since_s = now  # the others work on; a place may yet be found for this one
+            elif slot.is_placed and self._was_ready:
+                self._lose(slot, f"the worker's agent was not set up in {self._start_timeout_s:g} s")
+            elif not slot.is_placed and any(other.is_placed for other in self._slots):
+                slot.since_s = now  # the others work; a place may yet be found for this one
             else:
-                has = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
-                self._stop(
-                    PoolError(
-                        f"no worker was ready after {self._start_timeout_s:g} s; each needs {self._needs}, "
-                        f"the cluster has {has} and other pools share them"
-                    )
-                )
+                self._stop(PoolError(self._why_none_is_ready()))
+
+    def _why_none_is_ready(self) -> str:
+        placed = sum(slot.is_placed for slot in self._slots)
+        if placed:
+            return (
+                f"no worker was ready {self._start_timeout_s:g} s after Ray had placed it: {placed} of "
+                f"{self._num_workers} have a place and still set their agents up; where that is for slow disks, or "
+                "many that read from one, raise start_timeout_s of the agent's resources"
+            )
+        has = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+        return (
+            f"Ray found no place for a worker in {self._start_timeout_s:g} s; each needs {self._needs}, "
+            f"the cluster has {has} and other pools share them"
+        )
 
     def _stop(self, error: PoolError, *, without_ray: bool = False) -> None:
         """Let the callers know and end the workers; `without_ray`, these have died or end with this process."""

@@ -7,6 +7,9 @@ from typing import Self
 from infra.token_count import TokenCount
 from schemas.record import Record
 
+CUTTING = "cutting"
+"""Stands where agents are named, for the cutting of rows into clips, which comes before all of them."""
+
 
 @dataclass(frozen=True)
 class BatchSums:
@@ -47,12 +50,16 @@ class BatchSums:
 class WorkCost(Record):
     """What an agent's work took besides its workers' time.
 
-    `elapsed_s` is from when it takes up its first clip, loading included, to its last. `error_s_per_clip` is the
-    standard error of the busy seconds a clip, None where one micro-batch was all. `stored_bytes` went to the lake.
-    `tokens` is what it asked chat servers, None for an agent that asks none.
+    `elapsed_s` is from when it takes up its first clip, loading included, to its last; it takes that up `begin_s` after
+    the first agent of the run does, and `load_s` go by until it works on it. `error_s_per_clip` is the standard error
+    of the busy seconds a clip, None where one micro-batch was all. `stored_bytes` went to the lake. `tokens` is what it
+    asked chat servers, None for an agent that asks none. `begin_s` and `load_s` are None in manifests of programs that
+    did not keep them.
     """
 
     elapsed_s: float
+    begin_s: float | None = None
+    load_s: float | None = None
     error_s_per_clip: float | None
     stored_bytes: int
     tokens: TokenCount | None
@@ -60,7 +67,8 @@ class WorkCost(Record):
 
 class AgentWork(Record):
     """How long an agent with some engine was busy with how many clips: seconds in which a worker of it worked, all
-    workers added up, without loading. `cost` is None in manifests of programs that did not keep it.
+    workers added up, without loading. `cost` is None in manifests of programs that did not keep it, and for the
+    cutting of rows (`CUTTING`), of which `busy_s` is by the clock.
     """
 
     agent: str

@@ -22,6 +22,10 @@ _MAX_LOG_LINES = 500
 _EVIDENCE_CHARS = 1500
 
 
+class ServerGoneError(Exception):
+    """Raised by an agent whose server serves nobody: it is no job's fault, and its pool gives up with this message."""
+
+
 class PoolAgent(Protocol[JobT_contra, OutT]):
     """What a pool needs of an agent."""
 
@@ -29,7 +33,7 @@ class PoolAgent(Protocol[JobT_contra, OutT]):
         """Load what is heavy; called once, where the work is done."""
 
     def process(self, jobs: Sequence[JobT_contra]) -> list[OutT]:
-        """One output per job, in order, each with its job's clip id."""
+        """One output per job, in order, each with its job's clip id; may raise ServerGoneError."""
 
     def close(self) -> None:
         """Free what `setup` took."""
@@ -63,7 +67,7 @@ class LogLine(Record):
 class WorkResult(Generic[OutT]):
     """What one call of an agent gave: outputs in job order, or None and the exception's text.
 
-    `tokens` is what it spent at chat servers, None where it asked none.
+    `tokens` is what it spent at chat servers, None where it asked none. `gone` is why there is no use in further calls.
     """
 
     outputs: list[OutT] | None
@@ -71,6 +75,7 @@ class WorkResult(Generic[OutT]):
     log_lines: tuple[LogLine, ...]
     busy_s: float
     tokens: TokenCount | None = None
+    gone: str = ""
 
 
 class Workbench(Generic[JobT, OutT]):
@@ -92,17 +97,19 @@ class Workbench(Generic[JobT, OutT]):
         """Call the agent; never raises an Exception."""
         start = time.perf_counter()
         outputs: list[OutT] | None = None
-        error = ""
+        error = gone = ""
         meter = start_meter()
         with _captured_logs(self._own_thread_only) as lines:
             try:
                 outputs = list(self._agent.process(jobs))
                 check_ids(jobs, outputs)
                 _LOG.info("clips %s in %.2f s", " ".join(map(clip_id_of, jobs)), time.perf_counter() - start)
+            except ServerGoneError as raised:
+                error = gone = str(raised)
             except Exception as raised:  # noqa: BLE001 - whatever an agent raises costs its jobs, not the build
                 outputs, error = None, error_text(raised)
         log_lines, self._setup_lines = (*self._setup_lines, *lines), []
-        return WorkResult(outputs, error, log_lines, time.perf_counter() - start, meter.count)
+        return WorkResult(outputs, error, log_lines, time.perf_counter() - start, meter.count, gone)
 
     def close(self) -> None:
         """Close the agent."""

@@ -62,6 +62,8 @@ Reason = Literal[
     "agent_error",
     "agent_timeout",
     "agent_died",
+    "no_answer",
+    "request_declined",
 ]
 
 

@@ -21,6 +21,14 @@ if sys.argv[1] == "-I":
     sys.exit({lacks_vllm})
 home = Path({home!r})
 mode = lambda: (home / "mode").read_text()
+if (home / "fail once").exists():
+    try:
+        (home / "fail once").unlink()
+    except FileNotFoundError:
+        pass  # another was faster
+    else:
+        print("OSError: address in use")
+        sys.exit(1)
 if mode() == "exit":
     print("first line", *["more"] * 50, "ValueError: no such model", sep="\\n")
     sys.exit(3)
@@ -34,6 +42,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        while mode() == "hang":
+            time.sleep(0.05)
         self.answer(503 if mode() == "mute" else 200, {{"version": "0.0-stub"}})
 
     def do_POST(self):
@@ -100,10 +110,16 @@ class StubVllm:
         beside.replace(self.python)
 
     def be(self, mode: str) -> None:
-        """`serve`; `mute`: never well; `exit`: ends at once; `broken`: replies are errors; `stubborn`: no SIGTERM."""
+        """`serve`; `mute`: never well; `hang`: no word on its health; `exit`: ends at once; `broken`: replies are
+        errors; `stubborn`: no SIGTERM.
+        """
         beside = self.home / "mode.new"
         beside.write_text(mode)
         beside.replace(self.home / "mode")
+
+    def fail_once(self) -> None:
+        """The next that starts ends at once."""
+        (self.home / "fail once").touch()
 
     def script(self, reply: str) -> None:
         """Python with a function `reply`, from a question's payload to the text of its answer; without, it echoes."""

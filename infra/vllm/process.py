@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
@@ -54,13 +55,16 @@ class VllmProcess:
     def __init__(
         self, vllm: VllmSettings, models: Sequence[str], log: Path, host: str = LOOPBACK, key: str = ""
     ) -> None:
-        """Start it; `log` takes what it prints. Raises VllmError where something of it is not there."""
+        """Start it; what it prints is put at the end of `log`. Raises VllmError where something of it is not there."""
         if missing := vllm_missing(vllm):
             raise VllmError(missing)
         self._log = log
         self._port = _free_port(host)
         self.place = Place(url=f"http://{host}:{self._port}", key=key)
-        with log.open("wb") as output:
+        with log.open("ab") as output:  # a start before this one may have said why it failed
+            output.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: vLLM {vllm.name} is started\n".encode())
+            output.flush()
+            self._log_begin = output.tell()
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", keeper.__file__, str(_STOP_S)),
@@ -107,10 +111,10 @@ class VllmProcess:
 
     def _tail(self) -> str:
         with self._log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            file.seek(max(self._log_begin, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         said = "\n".join(lines[-_TOLD_LINES:])[-_TOLD_CHARS:]
-        return f"; the last lines of {self._log}:\n{said}" if said else f"; {self._log} is empty"
+        return f"; the last lines of {self._log}:\n{said}" if said else f"; it wrote nothing to {self._log}"
 
     def __enter__(self) -> Self:
         return self

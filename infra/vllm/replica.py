@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 import ray
 
 from infra.vllm.place import Place
-from infra.vllm.process import VllmError, VllmProcess
+from infra.vllm.process import VllmError, VllmProcess, is_healthy
 from infra.vllm.settings import VllmSettings
 
 _LOOK_S = 0.5
+_HEALTH_EVERY_S = 15.0
+_HEALTH_ANSWER_S = 15.0
+_MAX_SICK_LOOKS = 12
+"""Looks in a row, three to six minutes, without a word that the server is well; a loaded one is late by seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +56,22 @@ class VllmReplica:
         return Started(self._server.place)
 
     def wait(self) -> str:
-        """How the server ended, once it has."""
+        """How the server ended, once it has, or that it hangs: it runs, and does not say that it is well."""
         assert self._server is not None, "start() comes first"
+        well_s = looked_s = time.monotonic()
+        sick_looks = 0
         while not self._stopped.wait(_LOOK_S):
             if how := self._server.end:
                 return how
+            if time.monotonic() - looked_s < _HEALTH_EVERY_S:
+                continue
+            is_well = is_healthy(self._server.place.url, _HEALTH_ANSWER_S)
+            looked_s = time.monotonic()
+            sick_looks = 0 if is_well else sick_looks + 1
+            if is_well:
+                well_s = looked_s
+            elif sick_looks >= _MAX_SICK_LOOKS:
+                return f"vLLM runs, but has not said for {looked_s - well_s:.0f} s that it is well"
         return "vLLM was stopped"
 
     def stop(self) -> None:

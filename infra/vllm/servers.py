@@ -6,6 +6,7 @@ learns the address, notes when the server or the whole actor is lost, with its n
 
 import contextlib
 import logging
+import math
 import secrets
 import threading
 import time
@@ -26,6 +27,11 @@ Log = Callable[[int, str], None]
 
 _LOOK_S = 1.0
 _STOP_S = 30.0
+_PLACING_S = 30.0
+"""Ray places actors within seconds of each other, as far as there is room for them."""
+_FORGIVEN_AFTER_S = 3600.0
+"""Service after which what befell a replica before counts no more: over days, one failure has little to do with the
+next."""
 
 
 class _EndedError(Exception):
@@ -43,9 +49,10 @@ class VllmServers:
     waits here for a server. `models` are the names by which the model is served; `log` is told who answers and who is
     lost. The key is drawn anew, so that nobody else on the network is served.
 
-    A replica that never answered is given up at once, since what kept it from that keeps the next one too. One that
-    answered is started again, `max_restarts` times in all. Where no node has room for a replica it waits, as long as
-    there is another; if there is none, it is given up after `start_timeout_s`.
+    While none ever answered, a replica whose start fails is given up, once those that start beside it have failed too:
+    what kept them from it keeps the next one too. Afterwards one that fails, ends or hangs is started again,
+    `max_restarts` times, and from the start of the count after an hour of service. Where no node has room for a replica
+    it waits, as long as there is another; if there is none, it is given up after `start_timeout_s`.
     """
 
     def __init__(self, vllm: VllmSettings, models: Sequence[str], log: Log) -> None:
@@ -55,6 +62,8 @@ class VllmServers:
         self._lock = threading.Lock()
         self._places: list[Place | None] = [None] * vllm.replicas
         self._placed: set[int] = set()
+        self._starting: set[int] = set()
+        self._has_answered = False
         self._given_up: dict[int, str] = {}
         self._closing = threading.Event()
         self._actor_class = ray.remote(VllmReplica).options(
@@ -115,8 +124,9 @@ class VllmServers:
         restarts = 0
         try:
             while True:
+                replica.answered_s = math.inf
                 how = self._serve_once(replica)
-                restarts += 1
+                restarts = 1 if time.monotonic() - replica.answered_s > _FORGIVEN_AFTER_S else restarts + 1
                 if restarts > self._vllm.max_restarts:
                     raise _EndedError(f"it ended for the {restarts}. time, the last time: {how}")
                 again = f"started again, {restarts} of {self._vllm.max_restarts} times"
@@ -139,16 +149,22 @@ class VllmServers:
         """
         try:
             self._place_actor(replica)
+            self._starting.add(replica.number)
             started: Started = replica.ask("start")
         except RayError as error:
             self._placed.discard(replica.number)
             replica.forget()
             return death_text(error)
+        finally:
+            self._starting.discard(replica.number)
         if started.place is None:
-            if not replica.has_answered:
+            while not self._has_answered and self._another_may_answer():
+                replica.pause()
+            if not self._has_answered:
                 raise _EndedError(started.trouble)
             return started.trouble
-        replica.has_answered = True
+        replica.answered_s = time.monotonic()
+        self._has_answered = True
         self._put(replica.number, started.place)
         try:
             how: str = replica.ask("wait")
@@ -158,6 +174,11 @@ class VllmServers:
             how = death_text(error)
         self._put(replica.number, None)
         return how
+
+    def _another_may_answer(self) -> bool:
+        """Whether a replica starts, or may be about to."""
+        is_being_placed = len(self._placed) + len(self._given_up) < self._vllm.replicas
+        return bool(self._starting) or (is_being_placed and time.monotonic() - self._begin_s < _PLACING_S)
 
     def _place_actor(self, replica: "_Replica") -> None:
         if replica.actor is not None:
@@ -198,7 +219,7 @@ class _Replica:
     def __init__(self, number: int, closing: threading.Event) -> None:
         self.number = number
         self.actor: Any = None
-        self.has_answered = False
+        self.answered_s = math.inf
         self._closing = closing
         self._health = RayHealth()
         self._placed: Any = None
@@ -233,9 +254,17 @@ class _Replica:
                 ray.wait([self.actor.stop.remote()], timeout=_STOP_S)
             ray.kill(self.actor)
 
+    def pause(self) -> None:
+        """Wait a moment."""
+        self._check_run()
+        self._closing.wait(_LOOK_S)
+
     def _has_come(self, ref: Any) -> bool:
+        self._check_run()
+        return bool(ray.wait([ref], timeout=_LOOK_S)[0])
+
+    def _check_run(self) -> None:
         if self._closing.is_set():
             raise _ClosedError
         if trouble := self._health.trouble():
             raise _EndedError(trouble)
-        return bool(ray.wait([ref], timeout=_LOOK_S)[0])

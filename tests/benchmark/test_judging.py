@@ -76,7 +76,7 @@ def candidate(payload: dict[str, Any]) -> str:
 
 
 def cached(folder: Path) -> set[str]:
-    return {path.stem for path in folder.glob("*.json")}
+    return {path.stem for path in folder.rglob("*.json")}
 
 
 def until(condition: Any) -> None:
@@ -151,7 +151,7 @@ def test_killed_at_any_moment_what_was_kept_is_never_asked_again(chat_server: An
 def test_a_torn_or_foreign_answer_is_asked_again_and_replaced(chat_server: Any, tmp_path: Path) -> None:
     chat_server.script = lambda _: chat_server.said(GOOD)
     whole = judged(chat_server, tmp_path, cases_of("a", "b", "c"))
-    first, second, third = sorted(tmp_path.glob("*.json"))
+    first, second, third = sorted(tmp_path.rglob("*.json"))
     first.write_bytes(first.read_bytes()[:-20])
     second.write_bytes(b"")
     third.with_suffix(".tmp").write_bytes(b"{")

@@ -1,5 +1,6 @@
 """Profiles whose agents are behind a chat server: what may be said of them, what they are labelled, where they work."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from flows.wiring import (
 )
 from infra.async_pool import AsyncPool
 from infra.pool import PoolError
+from schemas.clip import Clip
+from schemas.mention import MentionSet
 
 SITE = Site(videos_root="", frames_dir="", identity=UNKNOWN)
 CHAT = 'chat = { base_url = "http://127.0.0.1:8000/v1", model = "small" }'
@@ -49,6 +52,13 @@ SEEING = WHOLE.replace('engine = "measured-facts"', f'engine = "chat"\n{CHAT}').
 
 BY_NOUN = SEEING.replace('[annotator]\nengine = "chat"', '[annotator]\nengine = "chat-by-noun"')
 """The annotator works beside the segmenter."""
+
+
+def clip(number: int) -> Clip:
+    return Clip(
+        clip_id=str(number), source_id="s", video="a.mp4", video_sha256="0" * 64, license="CC0", start_s=0, end_s=1,
+        start_frame=0, end_frame=30, fps=30, height_px=4, width_px=4, caption="A dog.",
+    )  # fmt: skip
 
 
 def profile_of(tmp_path: Path, text: str = WHOLE) -> Profile:
@@ -137,6 +147,37 @@ def test_chat_agents_start_no_ray_and_a_key_that_is_not_there_is_said_in_one_lin
         ):
             list(pool.run(0, [job]))
         assert (pools.started, pools.losses("analyzer")) == (False, 0)
+
+
+class Counting:
+    """An agent that does nothing for a while; counts its jobs in flight."""
+
+    at_once = most_at_once = 0
+
+    async def setup(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def process_one(self, job: Clip) -> MentionSet:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0.05)
+        self.at_once -= 1
+        return MentionSet(clip_id=job.clip_id, mentions=(), rejected=())
+
+
+def test_jobs_in_flight_are_twice_what_the_widest_of_an_agents_servers_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Counting()
+    monkeypatch.setattr("flows.pools.make_chat_agent", lambda *_: agent)
+    profile = profile_of(tmp_path, SEEING.replace('model = "seer" }', 'model = "seer", concurrency = 20 }'))
+    jobs = [clip(number) for number in range(100)]
+    with Pools(profile, SITE, None) as pools:
+        assert sum(len(batch.outcomes) for batch in pools.get("reviewer").run(0, jobs)) == 100
+    assert agent.most_at_once == 40
 
 
 def test_an_agent_behind_no_server_has_no_chat(tmp_path: Path) -> None:

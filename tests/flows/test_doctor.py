@@ -17,7 +17,7 @@ from infra.weights import CATALOGUE, FETCH_COMMAND
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine on which nothing was fetched yet."""
     monkeypatch.setenv("VIDEOREFER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("flows.doctor_checks._gpus_here", lambda: 0)  # torch takes seconds to load
+    monkeypatch.setattr("flows.doctor_room._gpus_here", lambda: 0)  # torch takes seconds to load
     return tmp_path / "cache"
 
 

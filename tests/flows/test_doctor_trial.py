@@ -41,8 +41,9 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def tried(profile: Profile) -> dict[str, Finding]:
-    return {finding.what.split()[0]: finding for finding in try_engines(profile, lambda _line: None)}
+def tried(profile: Profile, said: list[str] | None = None) -> dict[str, Finding]:
+    say = (said if said is not None else []).append
+    return {finding.what.split()[0]: finding for finding in try_engines(profile, "my own.toml", say)}
 
 
 def profile_with(**sections: Any) -> Profile:
@@ -82,9 +83,58 @@ def test_engines_that_fail_are_told_and_the_others_tried(chat_server: Any) -> No
     assert "127.0.0.1:1" in found["refiner"].detail
     assert "start its server" in found["refiner"].mend
     assert len(chat_server.received) == 3
+    assert found["analyzer"].mend.endswith("then: videorefer doctor --trial --profile 'my own.toml'")
 
 
-def test_a_chat_engine_says_its_tokens_and_one_of_a_runs_own_server_is_left_out(chat_server: Any) -> None:
+NO_NOUNS = """
+import json
+
+def reply(payload):
+    asked = json.loads(payload["messages"][1]["content"])
+    return json.dumps({"id": asked["id"], "subjects": [], "others": []})
+"""
+
+
+def test_a_server_that_a_run_starts_is_started_asked_and_ended(stub_vllm: Any) -> None:
+    stub_vllm.script(NO_NOUNS)
+    said: list[str] = []
+    found = tried(
+        profile_with(
+            vllm=[stub_vllm.settings(replicas=3).model_dump()],
+            analyzer={"engine": "chat", "chat": {"base_url": "vllm://text", "model": "small"}},
+        ),
+        said,
+    )
+    told = WORKED.fullmatch(found["analyzer"].detail)
+    assert told, found["analyzer"]
+    assert int(told[4]) == len(stub_vllm.served()) > 0
+    assert len(stub_vllm.notes()) == 1  # one of each is enough to try
+    assert any(line.startswith("vLLM text: 1 of 1 replicas answer after ") for line in said)
+    assert all(finding.ok for finding in found.values())
+    assert stub_vllm.all_end(within_s=2)
+
+
+def test_a_server_that_cannot_be_started_is_told_and_not_waited_for(
+    stub_vllm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def analyzer_of(server: Any) -> Finding:
+        chat = {"base_url": "vllm://text", "model": "small"}
+        return tried(profile_with(vllm=[server.model_dump()], analyzer={"engine": "chat", "chat": chat}))["analyzer"]
+
+    absent = analyzer_of(stub_vllm.settings(python="/nowhere/python"))
+    assert absent.detail.startswith("not tried: there is no /nowhere/python")
+    assert "-m venv" in absent.mend
+    monkeypatch.setattr("flows.doctor_room._gpus_here", lambda: 0)
+    no_gpu = analyzer_of(stub_vllm.settings(gpus=2))
+    assert no_gpu.detail.startswith("not tried: 2 needed (vLLM text 1 x 2), 0 here: 2 lacking")
+    assert stub_vllm.notes() == []
+    stub_vllm.be("exit")
+    ended = analyzer_of(stub_vllm.settings())
+    assert "replica 1 is given up: vLLM exited with status 3" in ended.detail
+    assert not any(finding.ok for finding in (absent, no_gpu, ended))
+
+
+def test_a_chat_engine_says_its_tokens(chat_server: Any) -> None:
     def nouns(payload: Any) -> Any:
         asked = json.loads(payload["messages"][1]["content"])
         return chat_server.said(json.dumps({"id": asked["id"], "subjects": [], "others": []}))
@@ -92,9 +142,7 @@ def test_a_chat_engine_says_its_tokens_and_one_of_a_runs_own_server_is_left_out(
     chat_server.script = nouns
     found = tried(
         profile_with(
-            vllm=[{"name": "words", "model": "some-org/some-model", "gpus": 0}],
             analyzer={"engine": "chat", "chat": {"base_url": chat_server.url, "model": "asked"}},
-            refiner={"engine": "chat", "chat": {"base_url": "vllm://words", "model": "some-org/some-model"}},
         )
     )
     said = WORKED.fullmatch(found["analyzer"].detail)
@@ -102,5 +150,4 @@ def test_a_chat_engine_says_its_tokens_and_one_of_a_runs_own_server_is_left_out(
     requests, cached, reasks, prompt, completion = map(int, said.groups()[3:])
     assert (requests, cached, reasks) == (len(chat_server.received), 0, requests - 1)
     assert (prompt, completion) == (11 * requests, 7 * requests)
-    assert found["refiner"].detail == "not tried: vllm://words is started by a run"
     assert all(finding.ok for finding in found.values())

@@ -47,6 +47,20 @@ class Seen:
         self.shown.append(progress)
 
 
+def test_loading_ends_where_the_first_micro_batch_began(clock: Clock) -> None:
+    counts = BuildProgress(9, WORKERS, ())
+    counts.begin("analyzer")
+    clock.now_s += 10.0
+    counts.add("analyzer", done=2, busy_s=4.0)
+    counts.begin("segmenter")
+    clock.now_s += 5.0
+    counts.add("analyzer", done=2, busy_s=1.0)
+    counts.add("segmenter", done=2, busy_s=3.0)
+    analyzer, segmenter = (counts.snapshot()[role] for role in ROLES[:2])
+    assert (analyzer.begin_s, analyzer.load_s, analyzer.elapsed_s) == (0.0, 6.0, 15.0)
+    assert (segmenter.begin_s, segmenter.load_s, segmenter.elapsed_s) == (10.0, 2.0, 5.0)
+
+
 def test_counts_add_up_and_every_sink_sees_each_step() -> None:
     seen = Seen()
     counts = BuildProgress(5, WORKERS, (seen,))

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 import torch
 
 from flows.build import build
-from flows.on_worker import OnWorker
 from flows.profile_config import load_profile
 from flows.region_model import QUESTION, RegionModel, RegionModelConfig
 from flows.result import BuildResult
@@ -21,11 +21,10 @@ from flows.train_profile import FolderBase
 from flows.wiring import UNKNOWN, Site, agent_labels, make_agent, required_checkpoints
 from infra.builds import KINDS, read_quarantine, read_samples, verify_build
 from infra.lake import Lake
+from infra.pool import PoolError
 from infra.synthetic import write_clips
 from model.answering import answer
 from model.request import Message, ObjectRegion, Request, RequestError, Scene
-from schemas.label import AgentLabel
-from schemas.record import Record
 
 PROFILE = """
 name = "tiny"
@@ -144,58 +143,59 @@ def test_the_label_names_the_model_by_content_and_the_question(tiny: Any, tmp_pa
     assert make_agent("reviewer", profile, site).label() == label
 
 
-class Job(Record):
-    """A clip's name."""
-
-    clip_id: str
-
-
-class Meeting:
-    """An async agent whose jobs wait until all three of them are there; the job "bad" raises."""
+class Gated(RegionModel):
+    """Says the number of the pass, once the test opens the gate."""
 
     def __init__(self) -> None:
-        self.all_there = asyncio.Event()
-        self.num, self.finished = 0, 0
+        super().__init__(RegionModelConfig(model="none"))
+        self.gate = threading.Event()
+        self.passes: list[int] = []
 
-    def label(self) -> AgentLabel:
-        raise NotImplementedError
+    def _describe(self, requests: Sequence[Request]) -> list[str]:
+        self.passes.append(len(requests))
+        self.gate.wait(10)
+        return [f"pass {len(self.passes)}"] * len(requests)
 
-    async def setup(self) -> None:
-        self.num = self.finished = 0
 
-    async def process_one(self, job: Job) -> Job:
-        self.num += 1
-        if self.num == 3:
-            self.all_there.set()
-        await self.all_there.wait()
-        if job.clip_id == "bad":
-            raise ValueError("a bad clip")
+@pytest.mark.parametrize("goes", ["who leads the batch", "who waits"])
+def test_whoever_is_cancelled_the_others_of_the_batch_are_described(goes: str) -> None:
+    async def run() -> list[str | BaseException]:
+        model = Gated()
+        tasks = [asyncio.create_task(model.describe(*region_of(number), str(number))) for number in range(4)]
+        await until(lambda: model.passes == [1])
+        if goes == "who waits":
+            tasks[2].cancel()
+        else:
+            model.gate.set()
+            await tasks[0]
+            model.gate.clear()
+            await until(lambda: model.passes == [1, 3])
+            tasks[1].cancel()
+            await asyncio.wait([tasks[1]])
+        model.gate.set()
+        found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        assert await model.describe(*region_of(9), "later") == f"pass {len(model.passes)}"
+        assert model.passes == ([1, 2, 1] if goes == "who waits" else [1, 3, 2, 1])
+        return found
+
+    found = asyncio.run(run())
+    gone = found.pop(2 if goes == "who waits" else 1)
+    assert isinstance(gone, asyncio.CancelledError)
+    assert all(isinstance(text, str) for text in found)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
         await asyncio.sleep(0.01)
-        self.finished += 1
-        return job
-
-    async def probe(self) -> None: ...
-
-    async def close(self) -> None:
-        self.all_there.clear()
-
-
-def test_jobs_of_a_batch_are_in_flight_side_by_side_and_an_error_comes_when_none_is_any_more() -> None:
-    meeting = Meeting()
-    agent = OnWorker(meeting)
-    agent.setup()
-    jobs = [Job(clip_id=name) for name in ("a", "b", "c")]
-    assert agent.process(jobs) == jobs
-    with pytest.raises(ValueError, match="a bad clip"):
-        agent.process([Job(clip_id=name) for name in ("d", "bad", "e")])
-    assert meeting.finished == 5
-    agent.close()
+    raise AssertionError("waited 10 s in vain")
 
 
 @pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.timeout(300)
-def test_a_whole_build_whose_reviewer_holds_the_model(
+def test_a_whole_build_whose_reviewer_holds_the_model_and_whose_key_is_mended_in_its_midst(
     server: None, chat_servers: Any, tiny: Any, tmp_path: Path
 ) -> None:
     source = tmp_path / "rows.jsonl"
@@ -204,13 +204,21 @@ def test_a_whole_build_whose_reviewer_holds_the_model(
     served = chat_servers(lambda _: None)
 
     def reply(payload: Mapping[str, Any]) -> Any:
+        if len(payload["messages"]) == 1:
+            return served.said("yes")  # the probe
+        if not is_mended:
+            return served.reply(401, json.dumps({"error": {"message": "no such key"}}))
         asked = json.loads(payload["messages"][1]["content"])
         seen.append(asked["seen"])
         text = "no" if len(seen) == 1 else "yes"
         return served.said(json.dumps({"id": asked["id"], "reason": "It looks so.", "answer": text}))
 
     served.script = reply
-    result = build(str(source), str(tmp_path / "lake"), profile=profile_at(tmp_path, tiny.model, served.url))
+    profile, is_mended = profile_at(tmp_path, tiny.model, served.url), False
+    with pytest.raises(PoolError, match=r"refuses model 'small': HTTP 401: no such key$"):
+        build(str(source), str(tmp_path / "lake"), profile=profile)
+    is_mended = True
+    result = build(str(source), str(tmp_path / "lake"), profile=profile)
     served.stop()
     assert isinstance(result, BuildResult)
     lake = Lake(tmp_path / "lake")

@@ -114,6 +114,30 @@ def test_a_batch_is_committed_before_the_next_one_is_begun(tmp_path: Path, by_ha
     assert pools.held == [0, 1, 2]
 
 
+def test_of_a_large_unit_few_jobs_are_in_memory_at_once(
+    tmp_path: Path, by_hand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: dict[str, list[list[str]]] = {}
+
+    class Counting(LocalPools):
+        def get(self, role: str) -> LocalPool[Any, Any]:
+            pool = super().get(role)
+            serve = pool.run
+
+            def counted(priority: int, jobs: Sequence[Any]) -> Iterator[Any]:
+                handed.setdefault(role, []).append([clip_id_of(job) for job in jobs])
+                yield from serve(priority, jobs)
+
+            pool.run = counted  # type: ignore[method-assign]
+            return pool
+
+    monkeypatch.setattr("flows.step.CLIPS_AT_ONCE", 2)
+    clips = [by_hand.clip(f"c{number}") for number in range(5)]
+    results = steps(a_run(tmp_path, by_hand, Counting(by_hand), num_clips=5), clips)
+    assert {(result.cached, result.done, result.failed) for result in results} == {(0, 5, 0)}
+    assert handed == {role: [["c0", "c1"], ["c2", "c3"], ["c4"]] for role in ROLES}
+
+
 def test_what_is_in_the_lake_is_not_computed_again(tmp_path: Path, by_hand: Any, clips: list[Any]) -> None:
     steps(a_run(tmp_path, by_hand, LocalPools(by_hand)), clips[:2])
     pools = LocalPools(by_hand)

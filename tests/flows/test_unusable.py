@@ -82,6 +82,8 @@ def test_an_unknown_profile_names_the_nearest(tmp_path: Path, source: Path) -> N
     assert "no profile 'embeded'; the nearest is 'embedded'" in said
     said = refused_build(tmp_path, BAD_USAGE, source, "--profile", tmp_path / "paint.toml")
     assert "the nearest is 'painted'" in said
+    said = refused_build(tmp_path, BAD_USAGE, source, "--profile", "nosuch")
+    assert "no profile 'nosuch': give one of " in said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -67,13 +69,60 @@ def profile_of(folder: Path, text: str) -> Profile:
     return load_profile(str(path))
 
 
-def test_an_address_in_place_of_a_name_makes_no_other_agents(tmp_path: Path) -> None:
-    text = PROFILE.format(home="/models")
-    own = profile_of(tmp_path, text)
-    assert [vllm.replicas for vllm in own.vllm] == [2]
-    elsewhere = profile_of(tmp_path, text.replace("vllm://text", "http://gpu-7:8000/v1"))
-    other_server = profile_of(tmp_path, text.replace("replicas = 2", "replicas = 9").replace("/models", "/elsewhere"))
-    assert agent_labels(own) == agent_labels(elsewhere) == agent_labels(other_server)
+def stale_with(folder: Path, text: str, *changes: tuple[str, str]) -> set[str]:
+    """The agents that are other ones after the changes."""
+    before = agent_labels(profile_of(folder, text))
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    after = agent_labels(profile_of(folder, text))
+    return {role for role in before if after[role] != before[role]}
+
+
+def test_what_a_server_computes_with_tells_its_agents_from_others(stub_vllm: Any, tmp_path: Path) -> None:
+    text = PROFILE.format(home=stub_vllm.home)
+    (weights,) = agent_labels(profile_of(tmp_path, text))["analyzer"].weights
+    assert re.match(r"^model@[0-9a-f]{12} dtype=auto$", weights)
+    assert str(tmp_path) not in weights
+    for change in ("dtype = 'float16'", "options = { quantization = 'awq' }"):
+        assert stale_with(tmp_path, text, ("gpus = 0", f"gpus = 0\n{change}")) == {"analyzer"}
+    (stub_vllm.home / "other").mkdir()
+    for name in ("config.json", "a.safetensors"):
+        (stub_vllm.home / "other" / name).write_text("[]")
+    assert stale_with(tmp_path, text, ("/model", "/other")) == {"analyzer"}
+
+
+def test_where_and_how_fast_it_computes_does_not(stub_vllm: Any, tmp_path: Path) -> None:
+    text = PROFILE.format(home=stub_vllm.home)
+    size = "replicas = 9\nmax_model_len = 99\noptions = { max-num-seqs = 4, enforce-eager = false }"
+    assert stale_with(tmp_path, text, ("replicas = 2", size)) == set()
+    copy = shutil.copytree(stub_vllm.home / "model", tmp_path / "elsewhere" / "model")
+    assert stale_with(tmp_path, text, (f"{stub_vllm.home}/model", str(copy))) == set()
+    elsewhere = PROFILE.format(home="/only/there")  # the model lies on the servers' machines alone: its name counts
+    assert agent_labels(profile_of(tmp_path, elsewhere))["analyzer"].weights == ("model dtype=auto",)
+    assert stale_with(tmp_path, elsewhere, ("/only/there", "/moved")) == set()
+    assert stale_with(tmp_path, elsewhere, ("/there/model", "/there/model-2")) == {"analyzer"}
+
+
+def test_at_an_address_the_profile_alone_can_say_it(stub_vllm: Any, tmp_path: Path) -> None:
+    text = PROFILE.format(home=stub_vllm.home)
+    plain = text.replace("vllm://text", "http://gpu-7:8000/v1")
+    assert agent_labels(profile_of(tmp_path, plain))["analyzer"].weights == ()
+    named = ('model = "small"', 'model = "small", weights = "SmolLM2 of May"')
+    assert stale_with(tmp_path, plain, named) == {"analyzer"}
+    assert stale_with(tmp_path, text.replace(*named), ("vllm://text", "http://gpu-7:8000/v1")) == set()
+
+
+def test_a_reviewer_is_told_by_the_weights_of_both_its_servers(tmp_path: Path) -> None:
+    seer = '[[vllm]]\nname = "seer"\nmodel = "org/Seer"\n[analyzer]'
+    reviewer = (
+        '[reviewer]\nengine = "chat"\ncaptioner = { base_url = "vllm://seer", model = "seer" }\n'
+        'chat = { base_url = "vllm://text", model = "small" }\n[refiner]'
+    )
+    before, _, _ = PROFILE.format(home="/models").replace("[analyzer]", seer).partition("[reviewer]")
+    text = f'{before}{reviewer}\nengine = "template"\n'
+    assert agent_labels(profile_of(tmp_path, text))["reviewer"].weights == ("Seer dtype=auto", "model dtype=auto")
+    assert stale_with(tmp_path, text, ('"org/Seer"', '"org/Seer"\ndtype = "half"')) == {"reviewer"}
 
 
 @pytest.mark.parametrize(
@@ -186,3 +235,9 @@ def test_a_build_starts_its_servers_ends_them_and_starts_none_when_all_is_done(
     assert isinstance(again, BuildResult)
     assert (again.build_id, again.is_new, again.ray_started) == (result.build_id, False, False)
     assert len(stub_vllm.notes()) == 2
+    num_asked = len(stub_vllm.served())
+    (stub_vllm.home / "model" / "a.safetensors").write_text("another checkpoint by the same name")
+    other = build(str(source), str(tmp_path / "lake"), profile=str(profile))
+    assert isinstance(other, BuildResult)
+    assert other.build_id != result.build_id
+    assert len(stub_vllm.served()) == 2 * num_asked  # kept answers of the other checkpoint are none of this one's

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import httpx
 import pytest
 
-from infra.async_pool import AsyncPool
-from infra.chat import ChatLostError, ChatRefusedError
+from infra.async_pool import MAX_DECLINED, AsyncPool
+from infra.chat import ChatDeclinedError, ChatLostError, ChatRefusedError, ChatSettings, Message
+from infra.chat_client import ChatClient
 from infra.pool import MAX_LOSSES, JobFailure, PoolError
 from schemas.clip import Clip
 from schemas.mention import MentionSet
@@ -179,7 +181,7 @@ def test_jobs_begin_in_the_order_and_at_the_times_of_a_plain_simulation(seed: in
         assert {name: result.clip_id for name, result in found.items()} == {job.clip_id: job.clip_id for job in jobs}
 
 
-def test_new_jobs_enter_before_a_micro_batch_is_through_and_the_busy_share_says_that_the_window_was_full() -> None:
+def test_new_jobs_enter_before_a_micro_batch_is_through() -> None:
     agent = Scripted(sleeps)
     jobs = [clip(str(i), "0.2" if i % 8 == 0 else "0.01") for i in range(64)]
     start_s = time.monotonic()
@@ -187,12 +189,53 @@ def test_new_jobs_enter_before_a_micro_batch_is_through_and_the_busy_share_says_
         done = list(pool.run(0, jobs))
     took_s = time.monotonic() - start_s
     assert agent.most_at_once == 8
-    in_flight_s = 8 * 0.2 + 56 * 0.01
     assert took_s < 8 * 0.2  # with a barrier behind each micro-batch it would be that at least
-    busy_s = sum(batch.busy_s for batch in done)
-    assert in_flight_s / 8 <= busy_s <= took_s * 1.01
+    assert sum(batch.busy_s for batch in done) == 0.0  # no server was asked
     assert sorted(results(done)) == sorted(job.clip_id for job in jobs)
     assert agent.is_closed
+
+
+class Asking(Scripted):
+    """Works in a thread for 0.1 s, then asks a server two things, each for 0.06 s; notes the requests in flight."""
+
+    def __init__(self, concurrency: int) -> None:
+        super().__init__(at_once)
+        self.settings = ChatSettings(base_url="http://127.0.0.1:9/v1", model="m", concurrency=concurrency)
+        self.requests = self.most_requests = 0
+        self.at_server_s = 0.0
+
+    async def setup(self) -> None:
+        self.chat = ChatClient(self.settings, httpx.MockTransport(self.serve))
+
+    async def serve(self, _: httpx.Request) -> httpx.Response:
+        start_s = time.monotonic()
+        self.requests += 1
+        self.most_requests = max(self.most_requests, self.requests)
+        await asyncio.sleep(0.06)
+        self.requests -= 1
+        self.at_server_s += time.monotonic() - start_s
+        choice = {"message": {"content": "yes"}, "finish_reason": "stop"}
+        return httpx.Response(200, json={"choices": [choice]})
+
+    async def process_one(self, job: Clip) -> MentionSet:
+        await asyncio.to_thread(time.sleep, 0.1)
+        for _ in range(2):
+            await self.chat.complete((Message(role="user", content="?"),))
+        return output(job.clip_id)
+
+
+def test_a_window_wider_than_the_servers_keeps_it_full_while_jobs_do_other_things_and_busy_tells_of_the_server() -> (
+    None
+):
+    agent = Asking(concurrency=16)
+    start_s = time.monotonic()
+    with pool_of(agent, window=32, batch_size=8) as pool:
+        done = list(pool.run(0, [clip(str(i)) for i in range(192)]))
+    took_s = time.monotonic() - start_s
+    assert agent.most_requests == 16
+    busy_s = sum(batch.busy_s for batch in done)
+    assert busy_s == pytest.approx(agent.at_server_s / 16, rel=0.15)
+    assert busy_s / took_s > 0.75  # with a window of 16 it would be 0.55; with six threads 0.4
 
 
 async def raises(job: Clip, tries: int) -> None:
@@ -261,6 +304,19 @@ def test_what_a_job_logs_comes_with_its_own_clip_whoever_runs_beside_it() -> Non
             assert told[3].startswith(f"clip {name} in ")
 
 
+def test_with_several_pools_each_line_is_told_once() -> None:
+    async def tells(job: Clip, tries: int) -> None:
+        logging.getLogger("agent").warning("this is %s", job.clip_id)
+        await asyncio.sleep(0.01)
+
+    with contextlib.ExitStack() as stack:
+        pools = [stack.enter_context(pool_of(Scripted(tells))) for _ in range(3)]
+        runs = [pool.run(0, [clip("a"), clip("b")]) for pool in pools]
+        told = [[line.message for batch in run for line in batch.log_lines] for run in runs]
+    for lines in told:
+        assert sorted(line for line in lines if "this is" in line) == ["clip a: this is a", "clip b: this is b"]
+
+
 def test_a_server_that_refuses_stops_the_run_with_its_own_words() -> None:
     async def refuses(job: Clip, tries: int) -> None:
         raise ChatRefusedError("http://a/v1 refuses model 'm': HTTP 401: bad key")
@@ -274,6 +330,39 @@ def test_a_server_that_refuses_stops_the_run_with_its_own_words() -> None:
         with pytest.raises(PoolError, match="401"):
             list(pool.run(0, [clip("d")]))
     assert "c" not in agent.tries
+
+
+NO = "http://a/v1 refuses model 'm': HTTP 400: content_filter"
+
+
+async def declined(job: Clip, tries: int) -> None:
+    raise ChatDeclinedError(NO)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_job_that_the_server_declines_fails_alone_at_its_first_try(window: int) -> None:
+    agent = Scripted(by_caption(bad=declined))
+    with pool_of(agent, window=window, max_attempts=4) as pool:
+        done = list(pool.run(0, [clip(str(i), "bad" if i % 3 == 0 else "fine") for i in range(90)]))
+    failed = {int(name): result for name, result in results(done).items() if isinstance(result, JobFailure)}
+    assert sorted(failed) == list(range(0, 90, 3))
+    assert {(item.reason, item.attempts, item.evidence) for item in failed.values()} == {("request_declined", 1, NO)}
+    assert agent.probes >= 1
+
+
+def test_a_server_that_declines_the_probe_too_stops_the_run_at_the_first_job() -> None:
+    agent = Scripted(declined, ChatDeclinedError(NO))
+    with pool_of(agent, window=1) as pool, pytest.raises(PoolError, match=f"^{NO}$"):
+        list(pool.run(0, [clip(str(i)) for i in range(9)]))
+    assert agent.tries == {"0": 1}
+
+
+@pytest.mark.parametrize("window", [1, 2 * MAX_DECLINED])
+def test_a_server_that_answers_the_probe_and_declines_all_else_stops_the_run_soon(window: int) -> None:
+    agent = Scripted(by_caption(bad=declined))
+    with pool_of(agent, window=window) as pool, pytest.raises(PoolError, match=f"^{NO}$"):
+        list(pool.run(0, [clip("fine"), *(clip(str(i), "bad") for i in range(500))]))
+    assert max(MAX_DECLINED, window) < len(agent.tries) <= MAX_DECLINED + 2 * window
 
 
 async def lost(job: Clip, tries: int) -> None:
@@ -304,7 +393,7 @@ def test_jobs_that_get_no_answer_from_a_server_that_is_there_fail_alone(window: 
         done = list(pool.run(0, [clip(name, "lost" if name in lost_names else "fine") for name in "abcdef"]))
     failed = {name: result for name, result in results(done).items() if isinstance(result, JobFailure)}
     assert sorted(failed) == lost_names
-    assert {(item.reason, item.attempts) for item in failed.values()} == {("agent_died", MAX_LOSSES)}
+    assert {(item.reason, item.attempts) for item in failed.values()} == {("no_answer", MAX_LOSSES)}
     assert 1 <= agent.probes <= MAX_LOSSES * len(lost_names)
 
 
@@ -336,10 +425,13 @@ def test_a_server_that_refuses_the_probe_stops_the_run_with_its_own_words() -> N
 def test_through_any_mix_of_trouble_every_job_comes_back_once_with_what_it_had_coming(seed: int) -> None:
     rng = random.Random(seed)
     acts = {"bad": raises, "slow": hangs, "lost": lost, "odd": cancels_itself, "flaky": lost_once}
-    expected = {"fine": "", "bad": "agent_error", "slow": "agent_timeout", "lost": "agent_died"}
-    expected |= {"odd": "agent_error", "flaky": ""}
+    acts |= {"declined": declined}
+    expected = {"fine": "", "bad": "agent_error", "slow": "agent_timeout", "lost": "no_answer"}
+    expected |= {"odd": "agent_error", "flaky": "", "declined": "request_declined"}
     units = {
-        unit: [clip(f"{unit}-{i}", rng.choices([*expected], (9, 1, 1, 1, 1, 2))[0]) for i in range(rng.randint(1, 60))]
+        unit: [
+            clip(f"{unit}-{i}", rng.choices([*expected], (9, 1, 1, 1, 1, 2, 1))[0]) for i in range(rng.randint(1, 60))
+        ]
         for unit in range(6)
     }
     found: dict[int, list[Any]] = {}
@@ -416,8 +508,31 @@ def test_an_agent_that_does_not_start_stops_the_run(error: Exception, said: str)
         async def setup(self) -> None:
             raise error
 
-    with pool_of(Broken(at_once)) as pool, pytest.raises(PoolError, match=said):
+    agent = Broken(at_once)
+    with pool_of(agent) as pool, pytest.raises(PoolError, match=said):
         list(pool.run(0, [clip("a")]))
+    assert agent.is_closed  # of what it opened before that
+
+
+def test_an_agent_that_is_still_starting_when_its_pool_closes_is_closed_too() -> None:
+    class Slow(Scripted):
+        async def setup(self) -> None:
+            begun.set()
+            await asyncio.sleep(60)
+
+    begun, agent = threading.Event(), Slow(at_once)
+    pool = pool_of(agent)
+
+    def wait() -> None:
+        with pytest.raises(PoolError, match="closed"):
+            list(pool.run(0, [clip("a")]))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert begun.wait(5)
+    pool.close()
+    thread.join(5)
+    assert agent.is_closed
 
 
 def test_no_job_is_no_work_and_no_start() -> None:

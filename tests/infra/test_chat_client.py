@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from infra.chat import (
+    ChatDeclinedError,
     ChatLostError,
     ChatRefusedError,
     ChatSettings,
@@ -50,8 +51,18 @@ def test_a_completion_says_what_the_server_told(chat_server: Any) -> None:
         refusal="",
         model="served-judge",
         system_fingerprint="fp_1",
-        server_version="9.9.1",
     )
+
+
+def test_what_a_server_computes_with_tells_questions_apart_and_is_not_sent(chat_server: Any) -> None:
+    async def run(weights: str) -> dict[str, Any]:
+        async with ChatClient(settings_for(chat_server, weights=weights)) as client:
+            await client.complete(QUESTION)
+            return client.payload(QUESTION)
+
+    payloads = [asyncio.run(run(weights)) for weights in ("", "of May", "of June")]
+    assert chat_server.received == [payloads[0]] * 3
+    assert payloads[1:] == [payloads[0] | {"weights": weights} for weights in ("of May", "of June")]
 
 
 def test_what_is_sent_is_the_payload_at_temperature_0_with_a_strict_schema(chat_server: Any) -> None:
@@ -229,6 +240,8 @@ REFUSALS = {
     401: '{"error": {"message": "wrong\\nkey", "code": "invalid_api_key"}}',
     403: "",
     404: '{"detail": "Not Found"}',
+    501: "<html>Unsupported method</html>",
+    505: "",
     422: '{"detail": [{"loc": ["body"], "msg": "field required"}]}',
     301: "",
 }
@@ -239,9 +252,11 @@ def test_a_refusal_is_told_at_once_in_one_line(chat_server: Any, status: int) ->
     chat_server.script = lambda _: chat_server.reply(status, REFUSALS[status])
     with pytest.raises(ChatRefusedError, match=f"refuses model 'asked-judge': HTTP {status}") as caught:
         ask(settings_for(chat_server))
+    assert isinstance(caught.value, ChatDeclinedError) == (status in (400, 422))  # it may be this question alone
     assert len(chat_server.received) == 1
     assert "\n" not in str(caught.value)
     assert ("/v1" in str(caught.value).partition("HTTP")[2]) == (status == 404)
+    assert ("; give the address of a server" in str(caught.value)) == (status in (501, 505))
 
 
 def test_a_spent_credit_is_no_storm_to_wait_out(chat_server: Any) -> None:
@@ -259,6 +274,11 @@ def test_a_spent_credit_is_no_storm_to_wait_out(chat_server: Any) -> None:
         (400, '{"object": "error", "message": "This model\'s maximum context length is 512 tokens.", "code": 400}'),
         (400, '{"error": {"message": "no room", "type": "exceed_context_size_error"}}'),
         (400, '{"error": {"message": "\'max_completion_tokens\' is too large: this model\'s context length is 512"}}'),
+        (
+            400,
+            json.dumps({"message": "The decoder prompt (length 600) is longer than the maximum model length of 512."}),
+        ),
+        (400, json.dumps({"message": "The prompt does not fit; make sure that `max_model_len` is no smaller"})),
         (413, "payload"),
     ],
 )

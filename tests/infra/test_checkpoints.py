@@ -1,11 +1,14 @@
 """Model folders are found on this disk alone and named by what is in them."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infra import checkpoints
 from infra.checkpoints import CheckpointError, check_mark, checkpoint_folder, checkpoint_label, checkpoint_mark
 from infra.weights import WeightError
 
@@ -61,6 +64,35 @@ def test_a_change_that_keeps_the_size_is_seen_by_its_time(model: Path) -> None:
     assert checkpoint_label(str(model)) != before
 
 
+def test_a_large_file_is_read_once_on_a_machine_and_again_where_it_changed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDEOREFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(checkpoints, "_KEPT_FROM_BYTES", 5)
+    weights = model / "model.safetensors"
+    read: list[str] = []
+    digest_of = hashlib.file_digest
+
+    def noted(file: Any, kind: str) -> Any:
+        read.append(file.name)
+        return digest_of(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
+
+    def label_in_a_new_process() -> str:
+        checkpoints._sha256.cache_clear()
+        return checkpoint_label(str(model))
+
+    before = label_in_a_new_process()
+    assert read.count(str(weights)) == 1
+    assert label_in_a_new_process() == before
+    assert read.count(str(weights)) == 1
+    stamp = weights.stat().st_mtime_ns
+    weights.write_bytes(b"wEIGHTS")
+    os.utime(weights, ns=(stamp, stamp))  # as `cp -p` leaves it
+    assert label_in_a_new_process() != before
+
+
 def test_a_missing_model_is_said_in_one_line_with_what_to_do(tmp_path: Path) -> None:
     for name in (str(tmp_path / "nowhere"), "some-org/some-model", "a/b/c"):
         can_be_fetched = name.count("/") == 1
@@ -68,7 +100,7 @@ def test_a_missing_model_is_said_in_one_line_with_what_to_do(tmp_path: Path) -> 
             checkpoint_folder(name)
         said = str(raised.value)
         assert name in said
-        assert ("hf download" in said) == can_be_fetched
+        assert f"hf download {name if can_be_fetched else f'NAME --local-dir {name}'}" in said
         assert "\n" not in said
         assert isinstance(raised.value, WeightError)
         with pytest.raises(CheckpointError):

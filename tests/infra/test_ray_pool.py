@@ -64,6 +64,8 @@ class Scripted:
             ctypes.string_at(0)
         if what == "hang":
             ctypes.PyDLL(None).sleep(600)  # in C, holding the interpreter's lock
+        if what == "hang if second" and lines(self.folder / "setups.txt")[1:2] == [str(os.getpid())]:
+            self.act("hang")
         if what == "kill worker":
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(600)
@@ -284,6 +286,31 @@ def test_workers_that_find_no_room_are_told(make_pool):
     pool = make_pool(num_gpus=3, start_timeout_s=0.5)
     with pytest.raises(PoolError, match=r"each needs 0\.5 CPUs and 3 GPUs, the cluster has \{'CPU': 2\.0\}"):
         list(pool.run(0, [clip("a")]))
+
+
+@pytest.mark.slow
+def test_agents_that_take_too_long_to_set_up_are_not_said_to_lack_room(make_pool):
+    pool = make_pool("hang", num_workers=2, start_timeout_s=4.0)
+    said = r"^no worker was ready 4 s after Ray had placed it: 2 of 2 have a place .* raise start_timeout_s of the"
+    with pytest.raises(PoolError, match=said):
+        list(pool.run(0, [clip("a"), clip("b")]))
+    assert pool.losses == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_at_setup_is_replaced_while_another_works(make_pool, tmp_path):
+    pool = make_pool("hang if second", num_workers=2, window=1, start_timeout_s=8.0)
+    found = {}
+    batches = pool.run(0, [clip("a", "wait"), clip("b", "wait")])
+    thread = threading.Thread(target=lambda: found.update(results(batches)))
+    thread.start()
+    wait_for(tmp_path / "began.txt", 2)  # at once, so that two work
+    _, hung, _ = lines(tmp_path / "setups.txt")
+    (tmp_path / "go").touch()
+    thread.join(30)
+    assert {name: result.clip_id for name, result in found.items()} == {"a": "a", "b": "b"}
+    assert not is_running(int(hung))
+    assert pool.losses == 1
 
 
 def test_an_iterator_closed_early_abandons_the_rest(make_pool, tmp_path):

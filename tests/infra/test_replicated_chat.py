@@ -1,13 +1,15 @@
 """One chat over several servers: who gets a request, what a server's trouble costs, and whose answer it is."""
 
 import asyncio
+import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from infra.chat import ChatLostError, ChatRefusedError, ChatSettings, Message
+from infra.chat import ChatLostError, ChatRefusedError, ChatSettings, ImagePart, Message, TextPart
 from infra.chat_client import ChatClient
 from infra.replicated_chat import ReplicatedChat
 from infra.vllm.place import Place
@@ -119,6 +121,103 @@ def test_one_in_trouble_sits_out_until_it_is_well_and_its_requests_go_to_the_oth
         assert len(ill.received) > num_before
 
     run(Fleet(*(server.url for server in pair)), act)
+
+
+def test_a_request_that_no_server_answers_keeps_none_from_the_others_questions(pair: Any) -> None:
+    for server in pair:
+        server.script = lambda payload, server=server: (
+            server.reply(500, "cannot do this one")
+            if payload["messages"][-1]["content"] == "question 0"
+            else echo(server)(payload)
+        )
+
+    async def act(chat: ReplicatedChat) -> None:
+        start_s = time.monotonic()
+        with pytest.raises(ChatLostError, match="cannot do this one"):
+            await chat.complete(asked(0))
+        assert time.monotonic() - start_s < 1.5  # at a look each time they were well again, it took 2.5 s
+        assert [len(server.received) for server in pair] == [4, 4]  # to the other one each time
+
+    run(Fleet(*(server.url for server in pair)), act, max_attempts=8)
+
+
+def about(picture: int, text: str) -> tuple[Message, ...]:
+    seen = ImagePart.of_jpeg(f"picture {picture}".encode())
+    return (Message(role="user", content=(seen, TextPart(text=text))),)
+
+
+def picture_of(payload: Mapping[str, Any]) -> str:
+    return str(payload["messages"][-1]["content"][0]["image_url"]["url"])
+
+
+@pytest.fixture
+def four(chat_servers: Any) -> Any:
+    """Servers that take their time, each time another."""
+    servers = [chat_servers(None) for _ in range(4)]
+    for server in servers:
+        server.script = lambda _, server=server: time.sleep(random.uniform(0.01, 0.05)) or server.said("yes")
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+def test_questions_on_the_same_pictures_go_to_one_server(four: Any) -> None:
+    async def both(chat: ReplicatedChat, picture: int) -> None:
+        for text in ("what does it do?", "what does it look like?"):
+            await chat.complete(about(picture, text))
+            await asyncio.sleep(0.002)  # as kept answers are looked up between two questions
+
+    async def act(chat: ReplicatedChat) -> None:
+        jobs = asyncio.Semaphore(16)
+
+        async def job(picture: int) -> None:
+            async with jobs:
+                await both(chat, picture)
+
+        await asyncio.gather(*map(job, range(80)))
+
+    run(Fleet(*(server.url for server in four)), act, concurrency=8)
+    counts = [Counter(map(picture_of, server.received)) for server in four]
+    assert sum(counts, Counter()).total() == 160
+    assert sum(n == 2 for count in counts for n in count.values()) >= 48  # of 80; by load alone it were a quarter
+    assert [server.most_at_once for server in four] == [2, 2, 2, 2]
+
+
+def test_a_server_with_room_takes_questions_whose_own_has_none(four: Any) -> None:
+    def ask_all(chat: ReplicatedChat) -> Awaitable[Any]:
+        return asyncio.gather(*(chat.complete(about(1, f"question {number}")) for number in range(40)))
+
+    run(Fleet(*(server.url for server in four)), ask_all, concurrency=8)
+    assert min(len(server.received) for server in four) >= 4
+
+
+def test_pictures_have_their_home_again_when_it_comes_back_and_another_meanwhile(four: Any) -> None:
+    servers = four[:3]
+    for server in servers:
+        server.script = lambda _, server=server: server.said("yes")
+    urls = [server.url for server in servers]
+
+    async def homes(chat: ReplicatedChat) -> dict[str, int]:
+        for server in servers:
+            server.received.clear()
+        for picture in range(12):
+            await chat.complete(about(picture, "what is it?"))
+        return {picture_of(payload): number for number, server in enumerate(servers) for payload in server.received}
+
+    async def act(chat: ReplicatedChat) -> None:
+        before = await homes(chat)
+        assert set(before.values()) == {0, 1, 2}
+        fleet.set(urls[0], None, urls[2])
+        await asyncio.sleep(0.8)
+        without = await homes(chat)
+        assert set(without.values()) == {0, 2}
+        assert all(without[picture] == home for picture, home in before.items() if home != 1)
+        fleet.set(*urls)
+        await asyncio.sleep(0.8)
+        assert await homes(chat) == before
+
+    fleet = Fleet(*urls)
+    run(fleet, act)
 
 
 def test_one_that_times_out_sits_out(pair: Any) -> None:

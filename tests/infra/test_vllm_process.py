@@ -43,7 +43,7 @@ def test_a_server_answers_and_leaves_no_process_even_after_an_error(stub_vllm: A
         assert len(stub_vllm.alive()) == 2
         raise ZeroDivisionError
     assert stub_vllm.alive() == []
-    assert (tmp_path / "log").read_text() == "up\n"
+    assert re.match(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: vLLM text is started\nup\n$", (tmp_path / "log").read_text())
 
 
 def test_a_server_on_processors_is_called_with_what_small_models_need(stub_vllm: Any, tmp_path: Path) -> None:
@@ -156,6 +156,24 @@ def test_no_process_outlives_a_kill(stub_vllm: Any, tmp_path: Path, victim: str,
     finally:
         owner.kill()
         owner.wait()
+
+
+def test_a_start_leaves_in_the_log_what_the_one_before_said_and_tells_its_own_alone(
+    stub_vllm: Any, tmp_path: Path
+) -> None:
+    stub_vllm.be("exit")
+    with pytest.raises(VllmError), vllm_server(stub_vllm.settings(), ("m",), tmp_path / "log"):
+        pass
+    stub_vllm.be("mute")
+    late = r"^vLLM did not answer in 1 s; the last lines of .*log:\nup$"
+    with (
+        pytest.raises(VllmError, match=late),
+        vllm_server(stub_vllm.settings(start_timeout_s=1), ("m",), tmp_path / "log"),
+    ):
+        pass
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.partition("UTC: ")[2] for line in lines if "UTC" in line] == ["vLLM text is started"] * 2
+    assert lines[-3] == "ValueError: no such model"
 
 
 def test_how_a_server_ended_is_known(stub_vllm: Any, tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from typing import Any
 import httpx
 import pytest
 import ray
+from ray import cloudpickle
 
 from infra.chat import ChatRefusedError, ChatSettings, Message
 from infra.ray_cluster import start_ray
 from infra.replicated_chat import ReplicatedChat
+from infra.vllm import replica
+from infra.vllm import servers as vllm_servers
 from infra.vllm.servers import VllmServers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -90,6 +93,10 @@ def server_pids(stub: Any) -> list[int]:
     return [int(note["pid"]) for note in stub.notes() if note["pid"] in stub.alive()]
 
 
+def again(told: list[str]) -> list[str]:
+    return [line for line in told if "is started again" in line]
+
+
 def test_replicas_share_the_work_serve_nobody_else_and_end_with_the_run(
     stub_vllm: Any, servers: Callable[..., VllmServers], told: list[str]
 ) -> None:
@@ -122,7 +129,7 @@ def test_one_that_is_killed_is_started_again_and_no_answer_is_lost_or_wrong(
         def kill() -> None:
             pid = first[0] if victim == "server" else parent_of(parent_of(parent_of(first[0])))
             os.kill(pid, signal.SIGKILL)
-            until(lambda: len([line for line in told if "is started again" in line]) == 1)
+            until(lambda: len(again(told)) == 1)
             until(lambda: all(both.places()))
 
         ask_all(both, range(300), kill)
@@ -130,10 +137,10 @@ def test_one_that_is_killed_is_started_again_and_no_answer_is_lost_or_wrong(
         ask_all(both, range(40))
         assert set(stub_vllm.served()[-40:]) == set(server_pids(stub_vllm))
     assert stub_vllm.all_end()
-    (again,) = (line for line in told if "is started again" in line)
-    assert re.match(r"^vLLM text: replica [12] is started again, 1 of 3 times: ", again)
+    (line,) = again(told)
+    assert re.match(r"^vLLM text: replica [12] is started again, 1 of 3 times: ", line)
     if victim == "server":
-        assert "vLLM died of SIGKILL" in again
+        assert "vLLM died of SIGKILL" in line
 
 
 def parent_of(pid: int) -> int:
@@ -189,6 +196,57 @@ def test_restarts_are_bounded(stub_vllm: Any, servers: Callable[..., VllmServers
         with pytest.raises(ChatRefusedError, match=r"for the 2\. time"):
             ask_all(one, range(3))
     assert len(stub_vllm.notes()) == 2
+
+
+def test_an_hour_of_service_starts_the_count_of_restarts_anew(
+    stub_vllm: Any, servers: Callable[..., VllmServers], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_servers, "_FORGIVEN_AFTER_S", 0.0)
+    with servers(replicas=1, max_restarts=1) as one:
+        for count in range(1, 4):
+            until(lambda: all(one.places()))
+            (pid,) = server_pids(stub_vllm)
+            os.kill(pid, signal.SIGKILL)
+            until(lambda count=count: len(again(told)) == count)  # type: ignore[misc]
+        until(lambda: all(one.places()))
+    assert all("is started again, 1 of 1 times: " in line for line in again(told))
+
+
+def test_a_first_start_that_fails_costs_no_replica_where_another_answers(
+    stub_vllm: Any, servers: Callable[..., VllmServers], told: list[str]
+) -> None:
+    stub_vllm.write(start_s=2)  # the one that fails does so long before the other answers
+    stub_vllm.fail_once()
+    with servers() as both:
+        until(lambda: all(both.places()))
+    assert not [line for line in told if "given up" in line]
+    (line,) = again(told)
+    assert re.match(r"(?s)^vLLM text: replica [12] is started again, 1 of 3 times: .*OSError: address in use$", line)
+
+
+def test_one_that_hangs_is_ended_and_started_again(
+    stub_vllm: Any, servers: Callable[..., VllmServers], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_HEALTH_EVERY_S": 0.1, "_HEALTH_ANSWER_S": 1.0, "_MAX_SICK_LOOKS": 3}.items():
+        monkeypatch.setattr(replica, name, value)
+    cloudpickle.register_pickle_by_value(replica)  # the actor's process is to have these numbers, too
+    try:
+        with servers(replicas=1) as one:
+            until(lambda: all(one.places()))
+            (hung,) = server_pids(stub_vllm)
+            time.sleep(3)
+            assert server_pids(stub_vllm) == [hung]
+            stub_vllm.be("hang")
+            until(lambda: not any(one.places()))
+            stub_vllm.be("serve")
+            until(lambda: all(one.places()))
+            assert hung not in server_pids(stub_vllm)
+            ask_all(one, range(20))
+    finally:
+        cloudpickle.unregister_pickle_by_value(replica)
+    (line,) = again(told)
+    said = r"^vLLM text: replica 1 is started again, 1 of 3 times: vLLM runs, but has not said for [3-9] s that it is "
+    assert re.match(said, line)
 
 
 @pytest.mark.parametrize(("replicas", "gpus", "devices"), [(2, 2, {"0,1", "2,3"}), (2, 0.5, {"0"}), (1, 0, {""})])

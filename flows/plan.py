@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flows.cut_rows import CUT_ENGINE, RowCuts
@@ -19,7 +19,8 @@ from schemas.quarantine import QuarantineEntry
 class Plan:
     """The clips of a build in the order of their source, cut into units, and the rows that gave none.
 
-    `cutting` is what it took to cut the rows of which the lake held no clips, None where it held them all.
+    `cutting` is what it took to cut the rows of which the lake held no clips, None where it held them all; two plans of
+    the same clips are equal, whatever they took.
     """
 
     videos_root: Path
@@ -27,7 +28,7 @@ class Plan:
     clips: tuple[Clip, ...]
     rejected: tuple[QuarantineEntry, ...]
     units: tuple[tuple[Clip, ...], ...]
-    cutting: AgentWork | None = None
+    cutting: AgentWork | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ def test_places_and_directions_are_of_the_noun_that_has_them(analyzer, caption):
     assert [caption[m.start_char : m.end_char] for m in result.mentions] == [m.phrase for m in result.mentions]
 
 
+@pytest.mark.slow
 def test_every_noun_place_and_way_is_read(analyzer):
     nouns = sorted({cutout.noun for cutout in load_cutouts()})
     clauses = [

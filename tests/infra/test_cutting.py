@@ -124,6 +124,7 @@ def test_a_process_that_dies_once_costs_nothing(make_video: Any, tmp_path: Path)
     assert part.clips.clips
 
 
+@pytest.mark.slow
 def test_a_row_that_hangs_is_given_up_in_time(make_video: Any, tmp_path: Path) -> None:
     make_video()
     parts = cut(tmp_path, [f"hang {tmp_path / 'pid'}", "A cat."], row_timeout_s=5.0)

@@ -24,6 +24,7 @@ def perf() -> Any:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["over_http", "in_process"])
 def test_no_answer_goes_to_another_job_and_every_failure_says_why(perf: Any, way: str) -> None:
     tally = getattr(perf, way)(500)
@@ -33,6 +34,7 @@ def test_no_answer_goes_to_another_job_and_every_failure_says_why(perf: Any, way
     assert tally.count.reasks > 20
 
 
+@pytest.mark.slow
 def test_each_manner_of_a_server_ends_with_a_reason_of_its_own(perf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perf, "SLOW_S", 0.6)
     wanted = dict.fromkeys(perf.EXPECTED)

@@ -99,6 +99,7 @@ def test_a_ray_that_asks_nobody_for_the_token_is_not_started(monkeypatch, mode):
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_ray_started_here_refuses_who_lacks_its_token(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     asks = (
@@ -243,6 +244,7 @@ def test_of_a_driver_that_is_killed_nothing_stays(build, short_folder):
     assert list(short_folder.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def test_the_death_of_ray_ends_the_work_within_seconds_and_with_one_line(build, victim):
     (pid,) = [

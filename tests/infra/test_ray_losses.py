@@ -50,7 +50,8 @@ class Actors:
             calls.append(([job.clip_id for job in pickle.loads(jobs)], future))
             return SimpleNamespace(future=lambda: future)
 
-        return SimpleNamespace(start=SimpleNamespace(remote=start), work=SimpleNamespace(remote=work))
+        methods = {"__ray_ready__": start, "start": start, "work": work}
+        return SimpleNamespace(**{name: SimpleNamespace(remote=method) for name, method in methods.items()})
 
     def answer(self) -> None:
         for calls in self.unanswered:

@@ -292,6 +292,7 @@ def test_frames_of_the_packaged_clips_equal_a_full_decode(clip: str) -> None:
     np.testing.assert_array_equal(read_frames(path, frame_idx, 4096), every[frame_idx])
 
 
+@pytest.mark.slow
 def test_frames_are_let_go_as_soon_as_they_are_read(make_video: MakeVideo) -> None:
     path = make_video(num_frames=40)
     gc.collect()

@@ -110,6 +110,7 @@ def by_a_whole_session(tracker: Sam3Tracker) -> tuple[dict[int, dict[int, npt.ND
     return found, session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [6, 64])
 def test_a_session_that_forgets_says_bit_by_bit_what_a_whole_one_says(make: Make, window: int) -> None:
     whole, session = by_a_whole_session(make())
@@ -190,6 +191,7 @@ def held_bytes(value: Any) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
+@pytest.mark.slow
 def test_what_a_session_holds_does_not_grow_with_the_clip(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = make(np.concatenate([VIDEO, VIDEO]), max_objects=8)
     tracker._model.hotstart_delay = 0  # no object is taken back: their number is fixed

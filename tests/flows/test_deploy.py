@@ -93,6 +93,7 @@ def test_a_server_that_is_named_and_does_not_answer_is_one_line(monkeypatch: pyt
     assert "does not answer" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_a_server_of_others_takes_a_build_that_waits_for_a_worker(
     submit: list[str], two_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -93,6 +93,7 @@ def group_is_gone(pid: int, within_s: float = 10.0) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_server_is_started_once_found_again_and_stopped_whole(free_port: int, own_folders: Path) -> None:
     assert running_server() is None
     server, is_new = start_server(free_port)
@@ -233,7 +234,8 @@ def said_by(path: Path) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("number", [pytest.param(None, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [None, signal.SIGKILL])
 def test_without_a_server_a_temporary_one_is_started_that_ends_with_its_process(
     own_folders: Path, number: signal.Signals | None
 ) -> None:

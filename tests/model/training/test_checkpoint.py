@@ -94,6 +94,7 @@ def test_only_the_newest_checkpoints_are_kept(
     assert [read_info(tmp_path / "checkpoints" / name).finished for name in kept] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_ranks_goes_on_to_the_same_bits_and_on_one_rank_too(
     tmp_path: Path,
     train: Train,

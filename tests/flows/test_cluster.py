@@ -239,8 +239,10 @@ def test_a_worker_that_finds_no_room_waits_while_others_work(cluster: Cluster, b
     clips = [by_hand.clip(f"c{number}") for number in range(60)]
     sizes = {"num_workers": NUM_NODES + 1, "batch_size": 1}
     with start_ray(cluster.address), RayPool(Idle, **sizes, timeout_s=60, num_gpus=GPUS_PER_NODE) as pool:
-        list(pool.run(0, clips[:1]))
-        pool._start_timeout_s = 0.2  # from now on, so that nothing hangs on how long the first took to start
+        workers: set[str] = set()
+        while len(workers) < NUM_NODES:
+            workers |= {batch.worker for batch in pool.run(0, clips)}
+        pool._start_timeout_s = 0.2  # from now on, so that nothing hangs on how long the others took to start
         batches = list(pool.run(0, clips))
     assert not any(isinstance(outcome.result, JobFailure) for batch in batches for outcome in batch.outcomes)
     assert len({batch.worker for batch in batches}) <= NUM_NODES

@@ -1,8 +1,8 @@
-"""Answers of chat servers on disk, one small file each, named by the SHA-256 of the question's payload.
+"""Answers of chat servers on disk, one file each with its question, named by the SHA-256 of the question's payload.
 
 A file appears whole or not at all, so a run killed at any moment leaves only answers that count, and runs may share a
 folder, on a disk of several machines too. A power cut may tear the latest: a file that cannot be read counts as no
-answer and is replaced. The question is not kept, as whoever asks again has it. No address is part of a payload: the
+answer and is replaced. The question is kept for who wants to know what was asked. No address is part of a payload: the
 same model elsewhere has the same answers.
 """
 
@@ -16,10 +16,16 @@ from pydantic import JsonValue, ValidationError
 
 from infra.chat import Completion
 from infra.whole_file import write_whole
+from schemas.record import Record
 
 _LOG = logging.getLogger("chat")
 _FOLDER_CHARS = 2
 """Hexadecimal digits of the hash that name the sub-folder, as in git: 256 of them keep each at thousands of files."""
+
+
+class _Answer(Record):
+    payload: dict[str, JsonValue]
+    completion: Completion
 
 
 class AnswerCache:
@@ -33,7 +39,7 @@ class AnswerCache:
     def get(self, payload: Mapping[str, JsonValue]) -> Completion | None:
         """The answer to exactly this payload, if there is one. A disk that fails is told once in the log."""
         try:
-            return Completion.model_validate_json(self._path(payload).read_bytes())
+            return _Answer.model_validate_json(self._path(payload).read_bytes()).completion
         except (FileNotFoundError, ValidationError):
             return None
         except OSError as error:
@@ -44,7 +50,8 @@ class AnswerCache:
 
     def put(self, payload: Mapping[str, JsonValue], completion: Completion) -> None:
         """Keep an answer; it outlives this process, however that ends. Raises OSError."""
-        write_whole(self._path(payload), completion.model_dump_json().encode(), synced=False)
+        answer = _Answer(payload=dict(payload), completion=completion)
+        write_whole(self._path(payload), answer.model_dump_json().encode(), synced=False)
 
     def _path(self, payload: Mapping[str, JsonValue]) -> Path:
         name = payload_hash(payload)

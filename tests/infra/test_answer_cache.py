@@ -1,4 +1,4 @@
-"""Kept answers: found again, small, and never the reason why a clip fails."""
+"""Kept answers: found again, with their questions, and never the reason why a clip fails."""
 
 import json
 import logging
@@ -32,13 +32,15 @@ def test_an_answer_is_that_of_its_own_question_in_this_process_and_the_next(tmp_
     assert cache.get(asked[0]) == ANSWER
 
 
-def test_files_are_small_and_spread_over_folders(tmp_path: Path) -> None:
+def test_files_hold_the_question_too_and_are_spread_over_folders(tmp_path: Path) -> None:
     cache = AnswerCache(tmp_path)
-    for payload in payloads(300):
+    asked = payloads(300)
+    for payload in asked:
         cache.put(payload, ANSWER)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 300
-    assert max(path.stat().st_size for path in files) < 300
+    kept = {path.stem: json.loads(path.read_bytes())["payload"] for path in files}
+    assert kept == {payload_hash(payload): payload for payload in asked}
     assert all(path.parent.name == path.stem[:2] for path in files)
     assert len({path.parent for path in files}) > 100
 

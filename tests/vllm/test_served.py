@@ -109,7 +109,7 @@ class Story:
     def answers(self, role: str) -> list[Answer]:
         """All that are kept of an agent."""
         found = []
-        for file in sorted((self.folder / "cache" / "answers" / role).iterdir()):
+        for file in sorted((self.folder / "cache" / "answers" / role).rglob("*.json")):
             kept = json.loads(file.read_bytes())
             turns = kept["payload"]["messages"]
             asked = json.loads(turns[1]["content"])

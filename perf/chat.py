@@ -29,6 +29,7 @@ from typing import Any
 
 import httpx
 
+from agents.chat_agent import ChatAgent
 from infra.async_pool import AsyncPool
 from infra.chat import ChatSettings, Message
 from infra.chat_client import ChatClient
@@ -214,29 +215,14 @@ def transport_in_process() -> httpx.MockTransport:
     return httpx.MockTransport(handle)
 
 
-class Asker:
+class Asker(ChatAgent):
     """Asks for the answer to a clip's caption and takes it as it comes: only the id tells whose it is."""
-
-    def __init__(self, chat: StructuredChat) -> None:
-        self.chat = chat
-
-    async def setup(self) -> None:
-        """Open the client."""
-        await self.chat.start()
-
-    async def close(self) -> None:
-        """Close the client."""
-        await self.chat.close()
-
-    async def probe(self) -> None:
-        """Ask the server for a word."""
-        await self.chat.probe()
 
     async def process_one(self, job: Clip) -> MentionSet:
         """The answer as the evidence of one entry."""
         tag = tag_of(job)
         user = json.dumps({"id": tag, "text": job.caption})
-        reply = await self.chat.ask(
+        reply = await self._chat.ask(
             Question(
                 messages=(Message(role="system", content="Answer."), Message(role="user", content=user)),
                 again=lambda reply, fault: (

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -205,12 +205,11 @@ def run(
         with ProcessPoolExecutor(variant.workers, spawn, start_worker, given) as pool:
             list(pool.map(work, batches[: variant.workers]))
             start_s = time.monotonic()
-            if not gpu:
-                num_masks = sum(pool.map(work, batches[variant.workers :]))
-                return Measured(time.monotonic() - start_s, None, None, num_masks)
-            with gpu_watch() as seen:
+            with gpu_watch() if gpu else nullcontext([]) as seen:
                 num_masks = sum(pool.map(work, batches[variant.workers :]))
                 wall_s = time.monotonic() - start_s
+    if not gpu:
+        return Measured(wall_s, None, None, num_masks)
     shares, used = zip(*seen, strict=True)
     return Measured(wall_s, statistics.mean(shares), max(used), num_masks)
 

